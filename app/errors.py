@@ -1,0 +1,45 @@
+"""Every error that Sluice raises itself, in one tree.
+
+* SluiceError
+  + SettingsError          a setting is unknown or its value does not fit
+  + BundleError            a model bundle cannot be used; the message names the file and the field
+    - DigestMismatch       a file of the bundle is not the one that was packed
+    - UnsafeBundle         loading it could run code, or leave the bundle's folder
+  + TopicError             a topic is missing, or its partitions do not fit the others
+  + DeliveryError          an output record was not acknowledged; the worker must restart
+  + FeatureStoreError      the online store did not answer in time or not in kind
+"""
+
+from __future__ import annotations
+
+
+class SluiceError(Exception):
+    """Base of all errors of this service; the message names the cause and the next step."""
+
+
+class SettingsError(SluiceError):
+    """A setting is unknown or out of range; fix it where the message says it comes from."""
+
+
+class BundleError(SluiceError):
+    """A model bundle cannot be used; the version that served before goes on serving."""
+
+
+class DigestMismatch(BundleError):
+    """A file of the bundle differs from what was packed; copy or pack the bundle again."""
+
+
+class UnsafeBundle(BundleError):
+    """Loading could run code or leave the bundle's folder; it is refused, always."""
+
+
+class TopicError(SluiceError):
+    """A topic is missing or has another number of partitions than its fellows."""
+
+
+class DeliveryError(SluiceError):
+    """A record was not acknowledged by the broker; nothing more may be committed by this process."""
+
+
+class FeatureStoreError(SluiceError):
+    """The online store did not answer within its budget, or answered with something else."""

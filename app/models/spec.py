@@ -1,0 +1,203 @@
+"""``model.yaml`` as frozen values: what a model takes, gives and needs.
+
+An unknown key is an error, so that a misspelt setting never silently does nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from app.errors import BundleError
+from schemas.generate import FeatureField, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FORMAT = "sluice-model/1"
+DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Standardise(_Part):
+    """``(x - mean) / scale``."""
+
+    mean: float
+    scale: Annotated[float, Field(gt=0)]
+
+
+class Feature(_Part):
+    """One feature of the signature, in the order in which the model takes them.
+
+    ``number`` and ``flag`` features become one column (two with ``missing_indicator``), ``time`` features a sine and
+    a cosine for each part, ``category`` features one embedding index (0: unknown or missing).
+
+    A null, or a key that the store does not know, becomes ``default`` (status *missing*); without a default a number
+    becomes the mean that ``standardise`` names, else 0. A null in a required request feature makes the request INVALID;
+    a required store feature that cannot be had makes it ERROR.
+    """
+
+    name: Name
+    source: Literal["request", "store"] = "request"
+    type: Literal["number", "category", "time", "flag"] = "number"
+    required: bool = False
+    default: float | str | bool | None = None
+    range: Annotated[tuple[float, float] | None, Field(description="values outside are clipped")] = None
+    log1p: bool = False
+    standardise: Standardise | None = None
+    missing_indicator: bool = False
+    vocabulary: tuple[str, ...] | None = None
+    parts: tuple[Literal["hour_of_day", "day_of_week", "day_of_year"], ...] | None = None
+    utc_offset_minutes: Annotated[int, Field(ge=-840, le=840, description="local time of `parts`")] = 0
+    view: Name | None = None
+    column: Name | None = None
+
+    @model_validator(mode="after")
+    def _fits_its_type(self) -> Feature:
+        if self.source == "store" and (self.view is None or self.type != "number"):
+            msg = f"feature {self.name}: a store feature is a number and names its view"
+            raise ValueError(msg)
+        if self.source == "request" and (self.view is not None or self.column is not None):
+            msg = f"feature {self.name}: view and column belong to store features"
+            raise ValueError(msg)
+        if (self.type == "category") != (self.vocabulary is not None):
+            msg = f"feature {self.name}: a category, and nothing else, has a vocabulary"
+            raise ValueError(msg)
+        if (self.type == "time") != (self.parts is not None):
+            msg = f"feature {self.name}: a time, and nothing else, has parts"
+            raise ValueError(msg)
+        if self.type != "number" and (self.standardise or self.log1p or self.range):
+            msg = f"feature {self.name}: range, log1p and standardise belong to numbers"
+            raise ValueError(msg)
+        return self
+
+
+class ViewColumn(_Part):
+    """A typed column of a feature view; NaN stands for a missing float, the smallest number for a missing i8."""
+
+    name: Name
+    type: Literal["f4", "f8", "i8"] = "f4"
+
+
+class FeatureView(_Part):
+    """A row of the online store: key ``fs:{name}:v{version}:{key features joined by |}``."""
+
+    name: Name
+    version: Annotated[int, Field(ge=1, le=65_535)] = 1
+    key: Annotated[tuple[Name, ...], Field(min_length=1, description="request features, as text")]
+    columns: Annotated[tuple[ViewColumn, ...], Field(min_length=1)]
+    stale_after_s: Annotated[float | None, Field(gt=0, description="older at event_time: stale")] = None
+
+
+class Output(_Part):
+    """What comes out of the network and how it becomes a decision."""
+
+    name: Name = "score"
+    kind: Literal["sigmoid"] = "sigmoid"
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    labels: Annotated[tuple[str, str], Field(description="below the threshold; at or above it")] = ("no", "yes")
+
+
+class Architecture(_Part):
+    """A network from the allow-list of ``app.models.architectures`` with its arguments."""
+
+    name: Name
+    arguments: dict[str, Any] = {}
+
+
+class ModelSpec(_Part):
+    """The whole ``model.yaml``.
+
+    Attributes:
+        files: sha256 (hex) of every other file of the bundle; written by ``pack``.
+        buckets: padded batch sizes, increasing; the largest is the largest micro-batch.
+
+    """
+
+    format: Literal["sluice-model/1"] = FORMAT
+    name: Name
+    version: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    description: str = ""
+    architecture: Architecture
+    features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=1024)]
+    views: tuple[FeatureView, ...] = ()
+    output: Output = Output()
+    buckets: Annotated[tuple[int, ...], Field(min_length=1)] = DEFAULT_BUCKETS
+    files: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> ModelSpec:
+        names = [f.name for f in self.features]
+        if len(set(names)) != len(names):
+            msg = "features: a name stands twice"
+            raise ValueError(msg)
+        if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 1:
+            msg = "buckets: must be positive and increase"
+            raise ValueError(msg)
+        requested = {f.name: f for f in self.features if f.source == "request"}
+        views = {v.name: v for v in self.views}
+        for view in self.views:
+            for key in view.key:
+                if key not in requested or requested[key].type != "category" and requested[key].type != "number":
+                    msg = f"views: {view.name} needs the request feature {key} (category or number) for its key"
+                    raise ValueError(msg)
+        for feature in self.features:
+            if feature.view is not None:
+                _check_column(feature, views)
+        return self
+
+    def fields(self) -> list[FeatureField]:
+        """The features as the generated schemas see them."""
+        return [FeatureField(f.name, f.type, f.source) for f in self.features]
+
+    def bucket_for(self, rows: int) -> int:
+        """The smallest bucket that holds ``rows``.
+
+        Raises:
+            ValueError: there is none.
+
+        """
+        for bucket in self.buckets:
+            if rows <= bucket:
+                return bucket
+        msg = f"{rows} rows exceed the largest bucket, {self.buckets[-1]}"
+        raise ValueError(msg)
+
+
+def _check_column(feature: Feature, views: dict[str, FeatureView]) -> None:
+    view = views.get(feature.view or "")
+    if view is None:
+        msg = f"feature {feature.name}: there is no view {feature.view}"
+        raise ValueError(msg)
+    column = feature.column or feature.name
+    if column not in {c.name for c in view.columns}:
+        msg = f"feature {feature.name}: view {view.name} has no column {column}"
+        raise ValueError(msg)
+
+
+def parse_spec(document: object, *, origin: str) -> ModelSpec:
+    """A checked specification.
+
+    Args:
+        document: what YAML made of the file.
+        origin: how messages name the file.
+
+    Raises:
+        BundleError: every fault, one a line, with the path of its field.
+
+    """
+    try:
+        spec = ModelSpec.model_validate(document)
+    except ValidationError as exc:
+        raise BundleError("\n".join(_fault_lines(exc.errors(), origin))) from exc
+    check_name(spec.name)
+    return spec
+
+
+def _fault_lines(errors: Iterable[Any], origin: str) -> list[str]:
+    return [f"{origin}: {'.'.join(str(p) for p in e['loc']) or 'document'}: {e['msg']}" for e in errors]

@@ -1,0 +1,240 @@
+"""Settings: one frozen tree of small groups, each value with unit, bound and reason.
+
+Read from ``sluice.toml``, then ``SLUICE_<GROUP>__<KEY>`` variables, then arguments; later ones win.
+``KAFKA_BOOTSTRAP_SERVERS``, ``REDIS_URL`` and ``SCHEMA_REGISTRY_URL`` are accepted as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import SettingsError
+
+PREFIX = "SLUICE_"
+PLAIN_VARIABLES = {
+    "KAFKA_BOOTSTRAP_SERVERS": ("kafka", "bootstrap_servers"),
+    "REDIS_URL": ("redis", "url"),
+    "SCHEMA_REGISTRY_URL": ("schemas", "registry_url"),
+}
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(_Group):
+    """Connection to the brokers."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    partitions: Annotated[int, Field(ge=1, le=4096, description="of every data topic, when we create it")] = 4
+    replication: Annotated[int, Field(ge=1, le=9)] = 1
+    session_timeout_s: Annotated[float, Field(ge=1, le=300, description="fail-over time after a kill -9")] = 6.0
+    heartbeat_s: Annotated[float, Field(gt=0, le=60)] = 1.5
+    request_timeout_s: Annotated[float, Field(ge=1, le=300, description="a send without an answer is a failure")] = 30.0
+    max_poll_records: Annotated[int, Field(ge=1, le=100_000, description="records of one event at most")] = 4096
+    max_fetch_bytes: Annotated[int, Field(ge=4096, description="of one partition and fetch")] = 1_048_576
+    producer_batch_bytes: Annotated[int, Field(ge=16_384, description="larger: fewer futures and requests")] = 524_288
+
+
+class RedisSettings(_Group):
+    """The online feature store."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    timeout_ms: Annotated[float, Field(gt=0, le=20, description="of one round trip; the hard cap is 20 ms")] = 20.0
+    connect_timeout_ms: Annotated[float, Field(gt=0, le=5000)] = 50.0
+    breaker_failures: Annotated[int, Field(ge=1, description="failures in a row that open the breaker")] = 5
+    breaker_open_s: Annotated[float, Field(gt=0, description="then one probe")] = 1.0
+
+
+class SchemaSettings(_Group):
+    """Where schemas and their ids come from."""
+
+    folder: Path = Path("schemas")
+    registry_url: str | None = None
+
+
+class BatchingSettings(_Group):
+    """When a micro-batch fires."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 512
+    window_ms: Annotated[float, Field(ge=0, le=1000, description="a cap, from the first record's arrival")] = 5.0
+    max_queued_rows: Annotated[int, Field(ge=1, description="above it the partitions are paused")] = 32_768
+    max_in_flight_batches: Annotated[int, Field(ge=1, description="micro-batches that await their acks")] = 16
+
+
+class BudgetSettings(_Group):
+    """The latency budget in ms, split by stage; reported always, enforced by deadlines."""
+
+    ingest_ms: Annotated[float, Field(ge=0)] = 5.0
+    queue_ms: Annotated[float, Field(ge=0)] = 5.0
+    features_ms: Annotated[float, Field(ge=0)] = 5.0
+    preprocess_ms: Annotated[float, Field(ge=0)] = 3.0
+    inference_ms: Annotated[float, Field(ge=0)] = 20.0
+    postprocess_ms: Annotated[float, Field(ge=0)] = 2.0
+    emit_ms: Annotated[float, Field(ge=0)] = 5.0
+    headroom_ms: Annotated[float, Field(ge=0)] = 55.0
+
+    @property
+    def total_ms(self) -> float:
+        """Sum of all stages and the headroom."""
+        return float(sum(self.model_dump().values()))
+
+
+class ModelSettings(_Group):
+    """Which model serves, and where."""
+
+    repository: Path = Path(".sluice/models")
+    name: Annotated[str, Field(description="the default model")] = "flight_delays"
+    version: Annotated[int | None, Field(description="none: the newest one")] = None
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|auto)$")] = "cpu"
+    threads: Annotated[int, Field(ge=1, le=256, description="torch's intra-op threads")] = 1
+
+
+class DeliverySettings(_Group):
+    """When offsets are committed."""
+
+    commit_interval_ms: Annotated[float, Field(ge=1, le=10_000, description="work that a kill -9 repeats")] = 100.0
+    drain_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
+    stall_after_s: Annotated[float, Field(gt=0, description="lag and no progress: unready; twice that: exit")] = 30.0
+    max_request_bytes: Annotated[int, Field(ge=1, description="a larger value is a dead letter")] = 1_048_576
+
+
+class MonitorSettings(_Group):
+    """Joining outcomes, windows, drift."""
+
+    store: Path = Path(".sluice/monitor")
+    window_s: Annotated[float, Field(gt=0, description="tumbling, event time")] = 30 * 86_400.0
+    label_horizon_s: Annotated[float, Field(gt=0, description="an outcome later than this is an orphan")] = 7 * 86_400.0
+    maturity_s: Annotated[float, Field(ge=0, description="a window is final this long after its end")] = 2 * 86_400.0
+    allowed_lateness_s: Annotated[float, Field(ge=0)] = 3_600.0
+    idle_partition_s: Annotated[float, Field(gt=0, description="wall clock; then it holds no watermark")] = 10.0
+    reports: Path = Path(".sluice/reports")
+    report_sample_rows: Annotated[int, Field(ge=100, le=50_000, description="per side of an Evidently report")] = 5_000
+
+
+class WebSettings(_Group):
+    """The web views of every worker."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535, description="the next free one from here on")] = 6066
+
+
+class Settings(_Group):
+    """All settings; ``load_settings`` makes one."""
+
+    deployment: Annotated[
+        str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$", description="start of group and transactional ids")
+    ] = "sluice"
+    data_dir: Path = Path(".sluice")
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    schemas: SchemaSettings = SchemaSettings()
+    batching: BatchingSettings = BatchingSettings()
+    budget: BudgetSettings = BudgetSettings()
+    models: ModelSettings = ModelSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    monitor: MonitorSettings = MonitorSettings()
+    web: WebSettings = WebSettings()
+
+
+def load_settings(
+    overrides: dict[str, Any] | None = None,
+    *,
+    toml: Path = Path("sluice.toml"),
+    environ: dict[str, str] | None = None,
+) -> Settings:
+    """Settings from file, environment and arguments.
+
+    Args:
+        overrides: nested like the tree, for example ``{"batching": {"window_ms": 2}}``; wins over all.
+        toml: the file; a missing one counts as empty.
+        environ: variables; none: the process's own.
+
+    Raises:
+        SettingsError: a key is unknown (the message names the nearest one) or a value does not fit.
+
+    Example:
+        >>> load_settings(environ={"SLUICE_BATCHING__WINDOW_MS": "2"}).batching.window_ms
+        2.0
+
+    """
+    tree, origins = _merge_sources(overrides or {}, toml, dict(os.environ) if environ is None else environ)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as exc:
+        raise SettingsError("\n".join(_explain(e, origins) for e in exc.errors())) from exc
+
+
+def settings_origins(
+    overrides: dict[str, Any] | None = None, *, toml: Path = Path("sluice.toml"), environ: dict[str, str] | None = None
+) -> dict[str, str]:
+    """Where each set value comes from, ``{"batching.window_ms": "environment SLUICE_BATCHING__WINDOW_MS"}``."""
+    return _merge_sources(overrides or {}, toml, dict(os.environ) if environ is None else environ)[1]
+
+
+def _merge_sources(
+    overrides: dict[str, Any], toml: Path, environ: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if toml.exists():
+        _put_all(tree, origins, tomllib.loads(toml.read_text()), f"file {toml.name}")
+    for variable, path in PLAIN_VARIABLES.items():
+        if environ.get(variable):
+            _put(tree, origins, path, environ[variable], f"environment {variable}")
+    for variable, value in environ.items():
+        if variable.startswith(PREFIX):
+            path = tuple(variable.removeprefix(PREFIX).lower().split("__"))
+            _put(tree, origins, path, value, f"environment {variable}")
+    _put_all(tree, origins, overrides, "argument")
+    return tree, origins
+
+
+def _put_all(tree: dict[str, Any], origins: dict[str, str], source: dict[str, Any], origin: str) -> None:
+    for key, value in source.items():
+        if isinstance(value, dict):
+            for inner, leaf in value.items():
+                _put(tree, origins, (key, inner), leaf, origin)
+        else:
+            _put(tree, origins, (key,), value, origin)
+
+
+def _put(tree: dict[str, Any], origins: dict[str, str], path: tuple[str, ...], value: object, origin: str) -> None:
+    node = tree
+    for part in path[:-1]:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            msg = f"setting {'.'.join(path)} ({origin}): {part} is a value, not a group"
+            raise SettingsError(msg)
+        node = child
+    node[path[-1]] = value
+    origins[".".join(path)] = origin
+
+
+def _explain(error: Any, origins: dict[str, str]) -> str:  # noqa: ANN401 - pydantic's own error dictionary
+    path = ".".join(str(part) for part in error["loc"])
+    origin = origins.get(path, "default")
+    if error["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(path, _known_paths(), n=1, cutoff=0.0)[0]
+        return f"setting {path} ({origin}) is unknown; did you mean {nearest}?"
+    return f"setting {path} ({origin}): {error['msg']}, got {error['input']!r}"
+
+
+def _known_paths() -> list[str]:
+    paths = []
+    for name, field in Settings.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, _Group):
+            paths += [f"{name}.{key}" for key in group.model_fields]
+        else:
+            paths.append(name)
+    return paths
+
+
