@@ -109,7 +109,9 @@ class MonitorSettings(_Group):
     """Joining outcomes, windows, drift."""
 
     store: Path = Path(".sluice/monitor")
-    window_s: Annotated[float, Field(gt=0, description="tumbling, event time")] = 30 * 86_400.0
+    window: Annotated[
+        str, Field(pattern=r"^(month|week|day|hour|\d+s)$", description="tumbling, UTC event time; 900s: seconds")
+    ] = "day"
     label_horizon_s: Annotated[float, Field(gt=0, description="an outcome later than this is an orphan")] = 7 * 86_400.0
     maturity_s: Annotated[float, Field(ge=0, description="a window is final this long after its end")] = 2 * 86_400.0
     allowed_lateness_s: Annotated[float, Field(ge=0)] = 3_600.0

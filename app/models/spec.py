@@ -46,6 +46,7 @@ class Feature(_Part):
     source: Literal["request", "store"] = "request"
     type: Literal["number", "category", "time", "flag"] = "number"
     required: bool = False
+    model_input: Annotated[bool, Field(description="false: only a key of views or evidence, not for the network")] = True
     default: float | str | bool | None = None
     range: Annotated[tuple[float, float] | None, Field(description="values outside are clipped")] = None
     log1p: bool = False
@@ -65,8 +66,8 @@ class Feature(_Part):
         if self.source == "request" and (self.view is not None or self.column is not None):
             msg = f"feature {self.name}: view and column belong to store features"
             raise ValueError(msg)
-        if (self.type == "category") != (self.vocabulary is not None):
-            msg = f"feature {self.name}: a category, and nothing else, has a vocabulary"
+        if (self.type == "category" and self.model_input) != (self.vocabulary is not None):
+            msg = f"feature {self.name}: a category that is a model input, and nothing else, has a vocabulary"
             raise ValueError(msg)
         if (self.type == "time") != (self.parts is not None):
             msg = f"feature {self.name}: a time, and nothing else, has parts"

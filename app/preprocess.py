@@ -1,0 +1,142 @@
+"""From feature columns to the network's two inputs, vectorised over the batch; the same code trains and serves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from schemas.columns import Column, NumberColumn, TextColumn
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from app.models.spec import Feature, ModelSpec
+
+MICROS_A_DAY = 86_400_000_000
+MICROS_AN_HOUR = 3_600_000_000
+EPOCH_WEEKDAY = 3
+"""1970-01-01 was a Thursday; Monday is 0."""
+PERIODS = {"hour_of_day": 24.0, "day_of_week": 7.0, "day_of_year": 365.2425}
+
+
+class Preprocessor:
+    """The transform that ``model.yaml`` declares.
+
+    Attributes:
+        number_width: columns of ``numbers``.
+        code_sizes: vocabulary size + 1 of each category, in order.
+
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._features = [f for f in spec.features if f.model_input]
+        self._numeric = [f for f in self._features if f.type != "category"]
+        self._categories = [f for f in self._features if f.type == "category"]
+        self._vocabularies = [tuple(f.vocabulary or ()) for f in self._categories]
+        self._all = spec.features
+        self.number_width = sum(_width(f) for f in self._numeric)
+        self.code_sizes = [len(v) + 1 for v in self._vocabularies]
+
+    def transform(self, features: dict[str, Column]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The network's inputs.
+
+        Args:
+            features: for each model input a column of n rows; nulls are allowed.
+
+        Returns:
+            ``numbers`` float32 (n, number_width) and ``codes`` int64 (n, categories), 0 for unknown or missing.
+
+        """
+        count = len(features[self._features[0].name])
+        numbers = np.empty((count, self.number_width), dtype=np.float32)
+        codes = np.empty((count, len(self._categories)), dtype=np.int64)
+        at = 0
+        for feature in self._numeric:
+            width = _width(feature)
+            _fill_numbers(numbers[:, at : at + width], feature, features[feature.name])
+            at += width
+        for i, (feature, vocabulary) in enumerate(zip(self._categories, self._vocabularies, strict=True)):
+            column = features[feature.name]
+            assert isinstance(column, TextColumn), feature.name
+            codes[:, i] = column.codes(vocabulary, unknown=-1)
+            if isinstance(feature.default, str) and column.valid is not None and feature.default in vocabulary:
+                codes[~column.valid, i] = vocabulary.index(feature.default)
+        codes += 1
+        return numbers, codes
+
+    def from_frame(self, frame: pd.DataFrame) -> dict[str, Column]:
+        """Columns from a frame that has one column a feature (times as int64 micros, categories as str or None)."""
+        return {f.name: _column_of(f, frame) for f in self._all if f.name in frame.columns}
+
+
+def _column_of(feature: Feature, frame: pd.DataFrame) -> Column:
+    series = frame[feature.name]
+    missing = series.isna().to_numpy()
+    if feature.type == "category":
+        return TextColumn.from_values([None if gone else str(v) for v, gone in zip(series, missing, strict=True)])
+    dtype = {"time": np.int64, "flag": np.bool_}.get(feature.type, np.float64)
+    filled = series.fillna(0).to_numpy() if missing.any() else series.to_numpy()
+    return NumberColumn(filled.astype(dtype), valid=~missing if missing.any() else None)
+
+
+def _width(feature: Feature) -> int:
+    return (2 * len(feature.parts or ()) if feature.type == "time" else 1) + feature.missing_indicator
+
+
+def _fill_numbers(into: NDArray[np.float32], feature: Feature, column: Column) -> None:
+    assert isinstance(column, NumberColumn), feature.name
+    values, missing = column.values, None if column.valid is None else ~column.valid
+    if feature.type == "time":
+        _fill_cyclic(into, feature, values.astype(np.int64), missing)
+    else:
+        numbers = values.astype(np.float64)
+        gone = np.isnan(numbers) if missing is None else np.isnan(numbers) | missing
+        missing = gone if gone.any() else None
+        into[:, 0] = _scaled(feature, numbers, missing)
+    if feature.missing_indicator:
+        into[:, -1] = 0.0 if missing is None else missing
+
+
+def _scaled(feature: Feature, numbers: NDArray[np.float64], missing: NDArray[np.bool_] | None) -> NDArray[np.float64]:
+    if missing is not None:
+        numbers = np.where(missing, impute_value(feature), numbers)
+    if feature.range is not None:
+        numbers = np.clip(numbers, *feature.range)
+    if feature.log1p:
+        numbers = np.log1p(np.maximum(numbers, 0.0))
+    if feature.standardise is not None:
+        numbers = (numbers - feature.standardise.mean) / feature.standardise.scale
+    return numbers
+
+
+def impute_value(feature: Feature) -> float:
+    """What a missing number becomes: the declared default, else the mean it is standardised by, else 0."""
+    if isinstance(feature.default, (int, float)):
+        return float(feature.default)
+    if feature.standardise is None:
+        return 0.0
+    mean = feature.standardise.mean
+    return float(np.expm1(mean)) if feature.log1p else mean
+
+
+def _fill_cyclic(
+    into: NDArray[np.float32], feature: Feature, micros: NDArray[np.int64], missing: NDArray[np.bool_] | None
+) -> None:
+    local = micros + feature.utc_offset_minutes * 60_000_000
+    for i, part in enumerate(feature.parts or ()):
+        angle = _phase(part, local) * (2 * np.pi / PERIODS[part])
+        into[:, 2 * i], into[:, 2 * i + 1] = np.sin(angle), np.cos(angle)
+    if missing is not None:
+        into[missing] = 0.0
+
+
+def _phase(part: str, micros: NDArray[np.int64]) -> NDArray[np.float64]:
+    if part == "hour_of_day":
+        return (micros % MICROS_A_DAY) / MICROS_AN_HOUR
+    days = micros // MICROS_A_DAY
+    if part == "day_of_week":
+        return ((days + EPOCH_WEEKDAY) % 7).astype(np.float64)
+    stamps = days.astype("datetime64[D]")
+    return (stamps - stamps.astype("datetime64[Y]")).astype(np.float64)
