@@ -1,0 +1,239 @@
+"""A Faust transport that hands an agent whole record batches.
+
+Everything that touches private names of Faust or aiokafka stands here; ``tests/unit/app/test_transport_contract.py``
+fails when an upgrade moves one of them. Faust 0.15.3, aiokafka 0.14.0.
+
+For the topics in ``BatchTransport.batch_topics`` an event's value is one ``RecordBatch``: no object is built for a
+record that nobody reads. Other topics are delivered record by record, as Faust does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import faust
+import numpy as np
+from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult
+from aiokafka.errors import ConsumerStoppedError, CorruptRecordException
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from faust.types import TP, ConsumerMessage
+
+from schemas.records import RecordBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import aiokafka
+    from aiokafka.consumer.fetcher import Fetcher, PartitionRecords
+    from aiokafka.producer.message_accumulator import BatchBuilder
+
+    from schemas.records import Headers
+
+
+class PassThroughSchema(faust.Schema):  # type: ignore[misc]
+    """Hands keys and values on as they are: decoding happens in our code, so that it can never throw into a stream."""
+
+    async def decode(self, app: Any, message: Any, **_: Any) -> Any:  # noqa: ANN401 - Faust's own types are dynamic
+        """The event of a message, undecoded."""
+        return app.Event(app, message.key, message.value, message.headers, message)
+
+    def compile(self, app: Any, *, on_key_decode_error: Any, on_value_decode_error: Any, **_: Any) -> Any:  # noqa: ANN401, ARG002
+        """The decode function that Faust calls for each message."""
+        event_type = faust.Event
+
+        async def decode(message: Any, *, propagate: bool = False) -> Any:  # noqa: ANN401, ARG001
+            return event_type(app, message.key, message.value, message.headers, message)
+
+        return decode
+
+
+class BatchConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
+    """The consumer thread; fetches batches for some topics."""
+
+    async def _fetch_records(
+        self,
+        consumer: aiokafka.AIOKafkaConsumer,
+        active_partitions: set[TP],
+        timeout: float | None = None,
+        max_records: int | None = None,
+    ) -> dict[TP, list[Any]]:
+        if not self.consumer.flow_active:
+            return {}
+        fetcher = consumer._fetcher  # noqa: SLF001
+        if consumer._closed or fetcher._closed:  # noqa: SLF001
+            raise ConsumerStoppedError
+        topics = self.consumer.transport.batch_topics
+        with fetcher._subscriptions.fetch_context():  # noqa: SLF001
+            return await _fetched(fetcher, active_partitions, timeout or 0.0, max_records or 4096, topics)
+
+
+class BatchConsumer(Consumer):  # type: ignore[misc]
+    """The consumer on the worker's main thread."""
+
+    def _new_consumer_thread(self) -> BatchConsumerThread:
+        return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:  # noqa: ANN401
+        if not isinstance(record, RecordBatch):
+            return super()._to_message(tp, record)
+        last = len(record) - 1
+        return ConsumerMessage(
+            record.topic, record.partition, int(record.offsets[last]), record.timestamps_ms[last] / 1000.0, 0,
+            (), None, record, None, -1, -1, tp, generation_id=self.app.consumer_generation_id,
+        )  # fmt: skip
+
+
+class BatchTransport(Transport):  # type: ignore[misc]
+    """Faust's aiokafka transport with ``BatchConsumer``; ``batch_topics`` names the topics that ask for batches."""
+
+    Consumer: ClassVar[type] = BatchConsumer
+    batch_topics: ClassVar[frozenset[str]] = frozenset()
+
+
+async def commit_offsets(app: faust.App, offsets: Mapping[tuple[str, int], int]) -> bool:
+    """Commit through Faust's consumer thread; False when the group has moved on and nothing was committed."""
+    return bool(await app.consumer._commit({TP(*tp): offset for tp, offset in offsets.items()}))  # noqa: SLF001
+
+
+async def committed_offsets(app: faust.App, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    """The group's committed offsets; 0 where there is none."""
+    thread = app.consumer._thread  # noqa: SLF001
+    found: dict[tuple[str, int], int] = {}
+    for tp in partitions:
+        offset = await thread.call_thread(thread._ensure_consumer().committed, TP(*tp))  # noqa: SLF001
+        found[tp] = int(offset or 0)
+    return found
+
+
+def append_records(
+    builder: BatchBuilder,
+    keys: list[bytes | None],
+    values: list[bytes],
+    headers: list[Headers] | None,
+    start: int,
+    timestamp_ms: int,
+) -> int:
+    """Fill a producer batch with records ``start`` .. and return the first that did not fit.
+
+    Skips aiokafka's Python wrapper around its C builder, which costs more than the C code itself.
+    """
+    append = builder._builder.append  # noqa: SLF001
+    position = start
+    none: Headers = ()
+    for position in range(start, len(values)):
+        relative = position - start
+        row_headers = none if headers is None else headers[position]
+        if append(relative, timestamp_ms, keys[position], values[position], row_headers) is None:
+            break
+    else:
+        position = len(values)
+    builder._relative_offset = position - start  # noqa: SLF001
+    builder.close()
+    return position
+
+
+async def _fetched(
+    fetcher: Fetcher, partitions: set[TP], timeout_s: float, max_records: int, batch_topics: frozenset[str]
+) -> dict[TP, list[Any]]:
+    """What ``Fetcher.fetched_records`` does, with ``_drain`` in place of ``FetchResult.getall``."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if fetcher._subscriptions.reassignment_in_progress:  # noqa: SLF001
+            await fetcher._subscriptions.wait_for_assignment()  # noqa: SLF001
+        drained = _drain_ready(fetcher, partitions, max_records, batch_topics)
+        remaining = deadline - time.monotonic()
+        if drained or remaining <= 0:
+            return drained
+        waiter = fetcher._create_fetch_waiter()  # noqa: SLF001
+        done, pending = await asyncio.wait([waiter], timeout=remaining)
+        if not done or fetcher._closed:  # noqa: SLF001
+            for future in pending:
+                future.cancel()
+            return {}
+        waiter.result()  # an authorization error of the fetch task surfaces here
+
+
+def _drain_ready(
+    fetcher: Fetcher, partitions: set[TP], max_records: int, batch_topics: frozenset[str]
+) -> dict[TP, list[Any]]:
+    drained: dict[TP, list[Any]] = {}
+    for tp in list(fetcher._records):  # noqa: SLF001
+        if partitions and tp not in partitions:
+            if not fetcher._subscriptions.is_assigned(tp):  # noqa: SLF001
+                del fetcher._records[tp]  # noqa: SLF001
+            continue
+        result = fetcher._records[tp]  # noqa: SLF001
+        if type(result) is not FetchResult:
+            if drained:
+                break  # deliver what there is; the error is raised by the next call
+            del fetcher._records[tp]  # noqa: SLF001
+            fetcher._notify(fetcher._wait_consume_future)  # noqa: SLF001
+            result.check_raise()
+            continue
+        records = _drain(result, max_records) if tp.topic in batch_topics else result.getall(max_records)
+        if not result.has_more():
+            del fetcher._records[tp]  # noqa: SLF001
+            fetcher._notify(fetcher._wait_consume_future)  # noqa: SLF001
+        if records:
+            drained[tp] = records
+    return drained
+
+
+def _drain(result: FetchResult, max_records: int) -> list[RecordBatch]:
+    """At most one batch: the whole Kafka batches of a fetch until ``max_records`` are reached."""
+    tp = result._topic_partition  # noqa: SLF001
+    if not result.check_assignment(tp) or not result.has_more():
+        return []
+    source = result._partition_records  # noqa: SLF001
+    start = source.next_fetch_offset
+    records = _take_records(source, max_records)
+    result._update_position()  # noqa: SLF001
+    next_offset = source.next_fetch_offset
+    if not source._records.has_next():  # noqa: SLF001
+        result._partition_records = None  # noqa: SLF001
+    if not records:
+        return []
+    headers = [r.headers for r in records]
+    return [
+        RecordBatch(
+            topic=tp.topic,
+            partition=tp.partition,
+            start_offset=start,
+            next_offset=next_offset,
+            offsets=np.array([r.offset for r in records], dtype=np.int64),
+            timestamps_ms=np.array([r.timestamp for r in records], dtype=np.int64),
+            keys=[r.key for r in records],
+            values=[r.value for r in records],
+            headers=[tuple(h) for h in headers] if any(headers) else [],
+            received_s=time.monotonic(),
+        )
+    ]
+
+
+def _take_records(source: PartitionRecords, max_records: int) -> list[Any]:
+    """Records of the next Kafka batches, as ``PartitionRecords._unpack_records`` would yield them."""
+    taken: list[Any] = []
+    batches = source._records  # noqa: SLF001
+    while batches.has_next() and len(taken) < max_records:
+        batch = batches.next_batch()
+        if source._check_crcs and not batch.validate_crc():  # noqa: SLF001
+            msg = f"Invalid CRC - {source._tp}"  # noqa: SLF001
+            raise CorruptRecordException(msg)
+        if not _is_hidden(source, batch):
+            first_wanted = source.next_fetch_offset
+            taken += [r for r in batch if r.offset >= first_wanted]
+        source.next_fetch_offset = batch.next_offset
+    return taken
+
+
+def _is_hidden(source: PartitionRecords, batch: Any) -> bool:  # noqa: ANN401 - a C extension type
+    """A transaction marker, or for read_committed a batch of an aborted transaction."""
+    if source._isolation_level == READ_COMMITTED and batch.producer_id is not None:  # noqa: SLF001
+        source._consume_aborted_up_to(batch.base_offset)  # noqa: SLF001
+        if batch.is_control_batch and source._contains_abort_marker(batch):  # noqa: SLF001
+            source._aborted_producers.discard(batch.producer_id)  # noqa: SLF001
+        if batch.is_transactional and batch.producer_id in source._aborted_producers:  # noqa: SLF001
+            return True
+    return bool(batch.is_control_batch)
