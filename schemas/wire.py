@@ -53,3 +53,31 @@ def schema_ids(values: Sequence[bytes | None]) -> NDArray[np.int64]:
     table = np.frombuffer(heads, dtype=np.uint8).reshape(-1, HEADER_BYTES)
     ids = np.ascontiguousarray(table[:, 1:]).view(">u4").ravel().astype(np.int64)
     return np.where((table[:, 0] == MAGIC) & (ids < 2**31), ids, NOT_FRAMED)
+
+
+def source_mark(topic: str, partition: int, offset: int, attempt: int = 0) -> bytes:
+    """Value of the header ``x-src``: which record an output record answers, and in which attempt.
+
+    A consumer drops redelivered records by it with one integer for each source partition.
+
+    Example:
+        >>> source_mark("score-requests", 3, 17)
+        b'score-requests:3:17:0'
+
+    """
+    return b"%b:%d:%d:%d" % (topic.encode(), partition, offset, attempt)
+
+
+def parse_source_mark(mark: bytes) -> tuple[str, int, int, int]:
+    """Topic, partition, offset and attempt.
+
+    Raises:
+        ValueError: it is no such mark.
+
+    Example:
+        >>> parse_source_mark(b"score-requests:3:17:0")
+        ('score-requests', 3, 17, 0)
+
+    """
+    topic, partition, offset, attempt = mark.decode().rsplit(":", 3)
+    return topic, int(partition), int(offset), int(attempt)
