@@ -1,0 +1,112 @@
+"""The owner's end of the supervisor process: start it, give it servers to run, let it go or stop it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.embedded.errors import EmbeddedError
+from app.embedded.supervisor import STOP_GRACE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import IO
+
+_PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+
+class Supervised:
+    """A running supervisor that we own: when this process ends, however it ends, so do the servers.
+
+    Attributes:
+        pid: process id of the supervisor.
+    """
+
+    def __init__(self, data_dir: Path, log: Path) -> None:
+        """Start the supervisor; its own messages are appended to ``log``."""
+        python_path = os.pathsep.join(filter(None, [str(_PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
+        with log.open("ab") as messages:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", "app.embedded.supervisor", str(data_dir)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=messages,
+                env={**os.environ, "PYTHONPATH": python_path},
+                # Its own session: Ctrl-C in the terminal reaches the owner alone, which then stops us in order.
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    def spawn(self, name: str, argv: Sequence[str], *, output: Path, env: Mapping[str, str]) -> int:
+        """Start a server.
+
+        Args:
+            name: what to call it in logs; a server of the same name must have ended.
+            argv: program and arguments.
+            output: file to which its standard output and error are appended.
+            env: its environment.
+
+        Returns:
+            Its process id.
+
+        Raises:
+            EmbeddedError: the program cannot be started, or the supervisor is gone.
+        """
+        command = {"op": "spawn", "name": name, "argv": list(argv), "output": str(output), "env": dict(env)}
+        answer = self._ask(command)
+        if "error" in answer:
+            raise EmbeddedError(f"{name} cannot be started ({answer['error']})", next_step="check that the file exists and is executable")
+        return int(answer["pid"])
+
+    def detach(self, *, stop_on_exit: bool) -> None:
+        """Let the servers outlive this process; with ``stop_on_exit`` all end when one of them ends by itself."""
+        self._ask({"op": "detach", "stop_on_exit": stop_on_exit})
+        self._close_pipes()
+        # It is somebody else's now: without this, Popen warns that a child still runs.
+        self._process.returncode = 0
+
+    def stop(self) -> None:
+        """Stop the servers and the supervisor, in order; kill what does not end in time."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=STOP_GRACE_S + 5.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._close_pipes()
+
+    def is_alive(self) -> bool:
+        """Tell whether the supervisor still runs."""
+        return self._process.poll() is None
+
+    def _ask(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            to, answers = self._pipes()
+            to.write(json.dumps(command).encode() + b"\n")
+            to.flush()
+            line = answers.readline()
+        except (BrokenPipeError, ValueError) as error:
+            raise self._gone() from error
+        if not line:
+            raise self._gone()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _gone(self) -> EmbeddedError:
+        return EmbeddedError(
+            f"the supervisor (pid {self.pid}) of the embedded servers is gone", next_step="start the stack again"
+        )
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        return self._process.stdin, self._process.stdout
+
+    def _close_pipes(self) -> None:
+        for pipe in self._pipes():
+            pipe.close()
