@@ -1,0 +1,150 @@
+"""The figures of ``app.metrics`` as Prometheus families, built when somebody scrapes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from app.histograms import BATCH_BOUNDS, LATENCY_BOUNDS_S, cumulative_at_bounds
+from schemas.records import FireReason, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from prometheus_client.metrics_core import Metric
+
+    from app.metrics import Labels, Metrics
+
+PREFIX = "sluice"
+HELP = {
+    "consumed": "Requests read from score-requests.",
+    "undecodable": "Values that are not a request; each is one dead letter.",
+    "dead_letters": "Records written to a dead letter topic, the uncounted copies of INVALID and ERROR among them.",
+    "feature_missing": "Rows whose key the feature store did not know, or whose value was null.",
+    "degraded": "Rows that a feature view answered with a stale value or a default.",
+    "store_timeouts": "Round trips to the feature store that ran over their time.",
+    "rebalances": "Times that the group handed out its partitions anew.",
+    "commits": "Offset commits that the broker accepted.",
+    "consumer_lag_records": "Records between the end of the partition and the next one to answer.",
+    "in_flight_batches": "Micro-batches between firing and acknowledgement.",
+    "pending_requests": "Requests that wait for a micro-batch.",
+    "overload_level": "Step of the overload ladder, 0 is none.",
+    "commit_duration": "Duration of an offset commit.",
+    "feature_lookup_duration": "Duration of one round trip to the feature store.",
+}
+"""What the names mean that callers count; a name that is not here says so."""
+
+
+class MetricsCollector(Collector):
+    """Reads one ``Metrics`` at every scrape; cost about 1 ms, independent of traffic."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, each exactly once."""
+        yield from _latency_families(self._metrics)
+        yield from _budget_families(self._metrics)
+        yield from _batch_families(self._metrics)
+        yield _request_family(self._metrics)
+        yield from _named_families(self._metrics)
+
+
+def _latency_families(metrics: Metrics) -> Iterator[Metric]:
+    stages = HistogramMetricFamily(
+        f"{PREFIX}_stage_duration_seconds", "Time of a request in one stage.", labels=["stage"]
+    )
+    names = [name for name in metrics.budget_us if name != "total"]
+    for index, name in enumerate(names):
+        stages.add_metric([name], _duration_buckets(metrics.bins[index]), int(metrics.sums_us[index]) / 1e6)
+    yield stages
+    total = HistogramMetricFamily(
+        f"{PREFIX}_request_duration_seconds", "From the arrival of a request to the acknowledgement of its answer."
+    )
+    total.add_metric([], _duration_buckets(metrics.bins[-1]), int(metrics.sums_us[-1]) / 1e6)
+    yield total
+
+
+def _budget_families(metrics: Metrics) -> Iterator[Metric]:
+    budget = GaugeMetricFamily(
+        f"{PREFIX}_stage_budget_seconds", "Share of the latency budget of a stage, and the total.", labels=["stage"]
+    )
+    exceeded = CounterMetricFamily(
+        f"{PREFIX}_stage_budget_exceeded", "Requests that stayed longer in a stage than its share.", labels=["stage"]
+    )
+    for (name, budget_us), count in zip(metrics.budget_us.items(), metrics.exceeded.tolist(), strict=True):
+        budget.add_metric([name], budget_us / 1e6)
+        exceeded.add_metric([name], count)
+    yield budget
+    yield exceeded
+
+
+def _batch_families(metrics: Metrics) -> Iterator[Metric]:
+    yield CounterMetricFamily(f"{PREFIX}_inferences", "Rows predicted on a device.", value=metrics.device_rows)
+    yield CounterMetricFamily(f"{PREFIX}_batch_executions", "Micro-batches run on a device.", value=metrics.executions)
+    yield CounterMetricFamily(
+        f"{PREFIX}_batch_padding_rows",
+        "Rows added to fill micro-batches up to their bucket.",
+        value=metrics.padding_rows,
+    )
+    fires = CounterMetricFamily(f"{PREFIX}_batch_fires", "Why micro-batches fired.", labels=["reason"])
+    for reason in FireReason:
+        fires.add_metric([reason.name.lower()], int(metrics.fires[reason]))
+    yield fires
+    sizes = HistogramMetricFamily(f"{PREFIX}_batch_size", "Rows of a micro-batch on the device, before padding.")
+    running, buckets = 0, []
+    for bound, count in zip([*map(str, BATCH_BOUNDS), "+Inf"], metrics.batch_sizes.tolist(), strict=True):
+        running += count
+        buckets.append((bound, running))
+    sizes.add_metric([], buckets, metrics.device_rows)
+    yield sizes
+
+
+def _request_family(metrics: Metrics) -> Metric:
+    labels = ["model_name", "model_version", "role", "code"]
+    family = CounterMetricFamily(f"{PREFIX}_requests", "Answers by model and status.", labels=labels)
+    for tally in metrics.tallies.values():
+        for status in Status:
+            values = [tally.model_name, tally.model_version, tally.role, status.name.lower()]
+            family.add_metric(values, int(tally.statuses[status]))
+    return family
+
+
+def _named_families(metrics: Metrics) -> Iterator[Metric]:
+    for name, counts in metrics.counters.items():
+        labels = _label_names(counts)
+        counter = CounterMetricFamily(f"{PREFIX}_{name}", HELP.get(name, "Counted by the worker."), labels=labels)
+        for key, count in counts.items():
+            counter.add_metric(_label_values(labels, key), count)
+        yield counter
+    for name, values in metrics.gauges.items():
+        labels = _label_names(values)
+        gauge = GaugeMetricFamily(f"{PREFIX}_{name}", HELP.get(name, "Set by the worker."), labels=labels)
+        for key, value in values.items():
+            gauge.add_metric(_label_values(labels, key), value)
+        yield gauge
+    for name, durations in metrics.durations.items():
+        labels = _label_names(durations)
+        title = HELP.get(name, "Measured by the worker.")
+        histogram = HistogramMetricFamily(f"{PREFIX}_{name}_seconds", title, labels=labels)
+        for key, (bins, sum_us) in durations.items():
+            histogram.add_metric(_label_values(labels, key), _duration_buckets(bins), sum_us[0] / 1e6)
+        yield histogram
+
+
+def _duration_buckets(bins: NDArray[np.int64]) -> list[tuple[str, float]]:
+    counts = [*cumulative_at_bounds(bins), int(bins.sum())]
+    return list(zip([*map(str, LATENCY_BOUNDS_S), "+Inf"], counts, strict=True))
+
+
+def _label_names(series: Iterable[Labels]) -> list[str]:
+    return sorted({name for key in series for name, _ in key})
+
+
+def _label_values(names: list[str], key: Labels) -> list[str]:
+    values: Mapping[str, str] = dict(key)
+    return [values.get(name, "") for name in names]
