@@ -14,12 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers of this suite."""
-    config.addinivalue_line("markers", "integration: needs real Kafka and Redis processes")
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")
-
-
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackInfo]:
     """Kafka and Redis: those of ``KAFKA_BOOTSTRAP_SERVERS`` and ``REDIS_URL``, else embedded ones for the session."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from app.errors import SluiceError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 OWN_CLUSTER = "set KAFKA_BOOTSTRAP_SERVERS to a Kafka of yours (and REDIS_URL to a Redis)"
 
 
-class EmbeddedError(Exception):
+class EmbeddedError(SluiceError):
     """The embedded stack cannot do what was asked.
 
     Args:
@@ -18,11 +20,11 @@ class EmbeddedError(Exception):
         next_step: what the reader can do about it, in the imperative.
 
     Example:
-        >>> print(EmbeddedError("port 9092 is taken", next_step="give another one"))
+        >>> print(EmbeddedError(cause="port 9092 is taken", next_step="give another one"))
         port 9092 is taken. Next: give another one.
     """
 
-    def __init__(self, cause: str, *, next_step: str) -> None:
+    def __init__(self, *, cause: str, next_step: str) -> None:
         """Join cause and next step into the message."""
         super().__init__(f"{cause}. Next: {next_step}.")
         self.cause = cause
@@ -36,8 +38,9 @@ class PortTaken(EmbeddedError):
         """Name the port, its owner when it can be told, and the flag that chooses another."""
         self.port = port
         self.owner = owner
+        holder = owner or "a process that cannot be named without more rights"
         super().__init__(
-            f"port {port} on 127.0.0.1 is taken by {owner or 'a process that cannot be named without more rights'}",
+            cause=f"port {port} on 127.0.0.1 is taken by {holder}",
             next_step=f"stop that process, give another port with {flag}, or leave {flag} out to get a free one",
         )
 
@@ -45,10 +48,11 @@ class PortTaken(EmbeddedError):
 class JarsNotAvailable(EmbeddedError):
     """Kafka's jar files are neither cached nor to be downloaded, or are not the bytes that the lock names."""
 
-    def __init__(self, cause: str) -> None:
+    def __init__(self, *, cause: str) -> None:
         """Add the ways out to the cause."""
         super().__init__(
-            cause, next_step=f"connect once so that they can be cached, set KAFKA_HOME to an unpacked Kafka 4, or {OWN_CLUSTER}"
+            cause=cause,
+            next_step=f"connect once so that they are cached, set KAFKA_HOME to an unpacked Kafka 4, or {OWN_CLUSTER}",
         )
 
 
@@ -59,13 +63,14 @@ class JavaNotUsable(EmbeddedError):
 class ProcessDied(EmbeddedError):
     """A process of the stack ended by itself."""
 
-    def __init__(self, name: str, log: Path, how: str, tail: str = "") -> None:
-        """Name the process, how it ended, its log file, and the last lines of that file."""
+    def __init__(self, name: str, log: Path, how: str, tail: str = "", returncode: int | None = None) -> None:
+        """Name the process, how it ended, its log file, the last lines of that file, and the exit status if known."""
         self.name = name
         self.log = log
+        self.returncode = returncode
         ending = f"; its last lines:\n{tail}\n" if tail else ""
         super().__init__(
-            f"{name} died ({how}), see {log}{ending}",
+            cause=f"{name} died ({how}), see {log}{ending}",
             next_step="read that log, then `sluice down` and `sluice up` again; the data directory is kept",
         )
 

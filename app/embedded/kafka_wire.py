@@ -1,4 +1,4 @@
-"""The five Kafka requests that readiness needs, as bytes. [P]
+"""The five Kafka requests that readiness needs, as bytes (a pure module).
 
 A client library would do, but each needs an event loop or threads of its own; readiness is asked for from plain code,
 from running loops and from the command line alike, so it speaks the protocol itself: one socket, one answer.
@@ -21,6 +21,28 @@ GROUP_COORDINATOR = 0
 TRANSACTION_COORDINATOR = 1
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request before it is numbered; keys and versions are those of the protocol."""
+
+    api_key: int
+    api_version: int
+    body: bytes
+
+    def framed(self, correlation_id: int) -> bytes:
+        r"""Return the whole request: length, header version 1, body.
+
+        Args:
+            correlation_id: 0 to 2^31 - 1; the answer repeats it.
+
+        Example:
+            >>> Request(18, 0, b"").framed(7)
+            b'\x00\x00\x00\x1a\x00\x12\x00\x00\x00\x00\x00\x07\x00\x10sluice-readiness'
+        """
+        header = struct.pack(">hhi", self.api_key, self.api_version, correlation_id) + _string(CLIENT_ID)
+        return struct.pack(">i", len(header) + len(self.body)) + header + self.body
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,42 +75,31 @@ class Malformed(ValueError):
     """An answer is not what the protocol says."""
 
 
-def frame(api_key: int, api_version: int, correlation_id: int, body: bytes) -> bytes:
-    """Return a whole request: length, header version 1, body.
-
-    Example:
-        >>> frame(18, 0, 7, b"")
-        b'\\x00\\x00\\x00\\x1a\\x00\\x12\\x00\\x00\\x00\\x00\\x00\\x07\\x00\\x10sluice-readiness'
-    """
-    header = struct.pack(">hhi", api_key, api_version, correlation_id) + _string(CLIENT_ID)
-    return struct.pack(">i", len(header) + len(body)) + header + body
-
-
-def metadata_request(correlation_id: int, topics: Sequence[str]) -> bytes:
+def metadata_request(topics: Sequence[str]) -> Request:
     """Ask for the brokers and for ``topics`` (none of them is created by asking)."""
-    return frame(3, 4, correlation_id, _array([_string(topic) for topic in topics]) + b"\x00")
+    return Request(3, 4, _array([_string(topic) for topic in topics]) + b"\x00")
 
 
-def create_topic_request(correlation_id: int, topic: str, *, partitions: int, replicas: int, timeout_ms: int) -> bytes:
+def create_topic_request(topic: str, *, partitions: int, replicas: int, timeout_ms: int) -> Request:
     """Ask for a new topic."""
     one = _string(topic) + struct.pack(">ihii", partitions, replicas, 0, 0)
-    return frame(19, 2, correlation_id, _array([one]) + struct.pack(">ib", timeout_ms, 0))
+    return Request(19, 2, _array([one]) + struct.pack(">ib", timeout_ms, 0))
 
 
-def delete_topic_request(correlation_id: int, topic: str, *, timeout_ms: int) -> bytes:
+def delete_topic_request(topic: str, *, timeout_ms: int) -> Request:
     """Ask for the end of a topic."""
-    return frame(20, 1, correlation_id, _array([_string(topic)]) + struct.pack(">i", timeout_ms))
+    return Request(20, 1, _array([_string(topic)]) + struct.pack(">i", timeout_ms))
 
 
-def find_coordinator_request(correlation_id: int, key: str, kind: int) -> bytes:
+def find_coordinator_request(key: str, kind: int) -> Request:
     """Ask who coordinates a group (``kind`` 0) or a transactional id (1); the first ask creates the internal topic."""
-    return frame(10, 1, correlation_id, _string(key) + struct.pack(">b", kind))
+    return Request(10, 1, _string(key) + struct.pack(">b", kind))
 
 
-def list_offsets_request(correlation_id: int, topic: str, partitions: Sequence[int]) -> bytes:
+def list_offsets_request(topic: str, partitions: Sequence[int]) -> Request:
     """Ask a leader for the end of its partitions: only one that has taken up its office answers without an error."""
     each = [struct.pack(">iq", index, -1) for index in partitions]
-    return frame(2, 1, correlation_id, struct.pack(">i", -1) + _array([_string(topic) + _array(each)]))
+    return Request(2, 1, struct.pack(">i", -1) + _array([_string(topic) + _array(each)]))
 
 
 def parse_metadata(answer: bytes) -> Metadata:
@@ -124,7 +135,8 @@ def parse_topic_error(answer: bytes) -> int:
     reader = _Reader(answer)
     reader.int32()  # throttle time
     if reader.int32() < 1:
-        raise Malformed("the answer speaks of no topic")
+        message = "the answer speaks of no topic"
+        raise Malformed(message)
     reader.string()
     return reader.int16()
 

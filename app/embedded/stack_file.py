@@ -96,7 +96,7 @@ class StackInfo:
         for each in self.processes:
             if each.name == "supervisor":
                 return each
-        raise EmbeddedError("these servers were not started by us", next_step="stop them where they were started")
+        raise EmbeddedError(cause="these servers were not started by us", next_step="stop them where they were started")
 
     def save(self) -> None:
         """Write ``stack.json`` so that a reader sees the old one or the new one, never a part."""

@@ -30,7 +30,7 @@ class Supervised:
         """Start the supervisor; its own messages are appended to ``log``."""
         python_path = os.pathsep.join(filter(None, [str(_PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
         with log.open("ab") as messages:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", "app.embedded.supervisor", str(data_dir)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -59,7 +59,10 @@ class Supervised:
         command = {"op": "spawn", "name": name, "argv": list(argv), "output": str(output), "env": dict(env)}
         answer = self._ask(command)
         if "error" in answer:
-            raise EmbeddedError(f"{name} cannot be started ({answer['error']})", next_step="check that the file exists and is executable")
+            raise EmbeddedError(
+                cause=f"{name} cannot be started ({answer['error']})",
+                next_step="check that the file exists and is executable",
+            )
         return int(answer["pid"])
 
     def detach(self, *, stop_on_exit: bool) -> None:
@@ -99,7 +102,7 @@ class Supervised:
 
     def _gone(self) -> EmbeddedError:
         return EmbeddedError(
-            f"the supervisor (pid {self.pid}) of the embedded servers is gone", next_step="start the stack again"
+            cause=f"the supervisor (pid {self.pid}) of the embedded servers is gone", next_step="start the stack again"
         )
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:

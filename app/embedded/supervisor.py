@@ -1,10 +1,10 @@
 """The process that owns the embedded servers: it starts them, notices their ends, stops them, and dies with its owner.
 
-Run as ``python -m app.embedded.supervisor DATA_DIR``; `app.embedded.supervised` is its other end. Standard library only:
-it stays small (12 MB) and starts fast.
+Run as ``python -m app.embedded.supervisor DATA_DIR``; `app.embedded.supervised` is its other end. Standard library
+only: it stays small (13 MB) and starts fast.
 
-Why a process of its own: the kernel's "signal me when my parent dies" is tied to the parent's *thread*, so servers forked
-by a thread that ends would die at random; here one single-threaded process forks them all. Three ways lead to an end:
+Why a process of its own: the kernel's "signal me when my parent dies" is tied to the parent's *thread*, so servers
+forked by a thread that ends would die with it; here one single-threaded process forks them all. What ends it:
 
 * the owner's pipe closes, or our parent changes (the owner is gone, however it died): stop the servers, then end;
 * SIGTERM, SIGINT or SIGHUP: the same;
@@ -55,7 +55,7 @@ class Supervisor:
         self._pending = b""
         self._waker, self._wakes = socket.socketpair()
         for end in (self._waker, self._wakes):
-            end.setblocking(False)
+            end.settimeout(0.0)
         signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(each, self._on_stop_signal)
@@ -109,7 +109,7 @@ class Supervisor:
     def _spawn(self, command: dict[str, Any]) -> int:
         name = str(command["name"])
         with Path(command["output"]).open("ab") as output:
-            server = subprocess.Popen(  # noqa: S603 - argv comes from our own owner over a pipe
+            server = subprocess.Popen(
                 command["argv"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -127,7 +127,7 @@ class Supervisor:
         for name, server in ended:
             del self._servers[name]
             _log(f"{name} (pid {server.pid}) ended by itself with status {server.returncode}")
-            line = {"name": name, "pid": server.pid, "returncode": server.returncode, "at_unix_ms": time.time_ns() // 10**6}
+            line = {"name": name, "pid": server.pid, "returncode": server.returncode, "at_unix_s": time.time()}
             with (self._data_dir / EXITS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         if ended and (self._stop_on_exit or (not self._owned and not self._servers)):
@@ -155,7 +155,7 @@ class Supervisor:
 
 
 def _die_with_supervisor(supervisor_pid: int) -> Callable[[], None] | None:
-    """Return what a server does between fork and exec so that the kernel ends it with us; None where there is no such call."""
+    """Return what a server does before exec so that the kernel ends it with us; None where there is no such call."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl
