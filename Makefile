@@ -36,7 +36,7 @@ FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3 /usr/bin/py
 	  echo "make: no Python 3.11, 3.12 or 3.13 found on the PATH; install one (Debian: apt install python3 python3-venv)" >&2; exit 1; \
 	fi
 
-.PHONY: help demo test check format bench up down install lock clean
+.PHONY: help demo test check format docs bench up down install lock clean
 
 # make hands what stands on its command line (ONCE=1, MONTHS=10) to the demo as variables.
 help: ## Print this list.
@@ -58,6 +58,9 @@ check: $(INSTALLED) ## Lint, check the format, check the types.
 
 format: $(INSTALLED) ## Put the code into the house format.
 	@$(PYTHON) -m ruff check --fix --quiet . ; $(PYTHON) -m ruff format .
+
+docs: $(INSTALLED) ## Write docs/settings.md and docs/metrics.md anew from the code.
+	@$(PYTHON) -m docs.write_reference
 
 bench: $(PEERS) ## Install the peers too and measure against them.
 	@exec $(PYTHON) -m bench $(ARGS)
