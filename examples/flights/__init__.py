@@ -1,0 +1,1 @@
+"""Real flights: will this one be late? Training, feature loading, replay and proof."""

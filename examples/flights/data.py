@@ -49,10 +49,10 @@ class FlightData:
     Attributes:
         flights: one row a flight, index 0 .. n-1 in the order of scheduled departure. ``request_id`` (``f000123``,
             from the row in the source file), ``departure_us`` (scheduled, UTC), ``departure_hour`` (the same by New
-            York's clock, 0 .. 24), ``month`` (``2013-03``, UTC, of the departure), ``carrier``, ``origin``, ``dest``, ``route`` (``EWR-IAH``), ``tailnum`` (None: unknown),
-            ``entity_id`` (the tail number, else carrier and flight number), ``distance_mi``, ``departure_delay_min``,
-            ``arrival_delay_min``, ``arrival_us`` (real, UTC; ``NEVER`` without an outcome), ``label`` (1.0: 15 minutes
-            late or more; NaN without an outcome).
+            York's clock, 0 .. 24), ``month`` (``2013-03``, UTC, of the departure), ``carrier``, ``origin``, ``dest``,
+            ``route`` (``EWR-IAH``), ``tailnum`` (None: unknown), ``entity_id`` (the tail number, else carrier and
+            flight number), ``distance_mi``, ``departure_delay_min``, ``arrival_delay_min``, ``arrival_us`` (real, UTC;
+            ``NEVER`` without an outcome), ``label`` (1.0: 15 minutes late or more; NaN without an outcome).
         weather: one row an airport and hour, in the order of ``known_us``, the end of the hour that it tells of.
 
     """
