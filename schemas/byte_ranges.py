@@ -7,6 +7,7 @@ overlapping elements of ``w`` bytes, one at every byte address, so that one fanc
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ def words(data: Bytes, starts: Ints, lengths: Ints, count: int) -> Words:
     return table & _byte_masks(count)[np.minimum(lengths, width)]
 
 
+@lru_cache(maxsize=8)
 def _byte_masks(count: int) -> Words:
     """Row ``k`` keeps the first ``k`` of ``8 * count`` bytes; shape (8 * count + 1, count)."""
     kept = np.tri(8 * count + 1, 8 * count, -1, dtype=np.uint8) * np.uint8(255)
@@ -162,12 +164,10 @@ def not_utf8(data: Bytes, starts: Ints, lengths: Ints) -> Ints:
         return np.zeros(0, dtype=np.int64)
     longest = int(lengths.max())
     size = next((count for count in (1, 2) if longest <= 8 * count), SHORT_BYTES // 8)
-    suspects = ((words(data, starts, lengths, size) & _HIGH_BIT) != 0).any(axis=1)
-    if longest > SHORT_BYTES:
-        suspects |= lengths > SHORT_BYTES
-    if not suspects.any():
+    high = words(data, starts, lengths, size) & _HIGH_BIT
+    if longest <= SHORT_BYTES and not high.any():
         return np.zeros(0, dtype=np.int64)
-    rows = np.flatnonzero(suspects)
+    rows = np.flatnonzero(high.any(axis=1) | (lengths > SHORT_BYTES))
     whole = data.data
     bad = [
         row

@@ -71,6 +71,7 @@ _WIDTHS: Final = {"float": 4, "double": 8}
 _FORMATS: Final = {"float": "<f4", "double": "<f8"}
 _CONTINUE = np.uint64(0x8080808080808080)
 _ONE = np.uint64(1)
+_BRANCH_BIT = np.uint8(2)
 Rows: TypeAlias = NDArray[np.int64] | NDArray[np.bool_]
 
 
@@ -304,11 +305,17 @@ class _Nullable(Reader):
         self.reach = 10 + self.inner.reach
 
     def read(self, cursors: Cursors) -> Column:
-        valid = self._branches(cursors)
+        byte = cursors.buffer.take(cursors.position)
+        there = 2 * (1 - self.null_index)
+        if not (byte & ~_BRANCH_BIT).any():
+            cursors.position = cursors.position + 1
+            valid = byte == there
+        else:  # bad, or a branch number in more than one byte
+            valid = np.asarray(cursors.index(2, avro_scalar.BAD_BRANCH) == there // 2)
         if valid.all():
             return self.inner.read(cursors)
         if isinstance(self.inner, _Floats):
-            return self._floats(cursors, valid, _FORMATS[self.inner.name])
+            return _some_floats(cursors, valid, _FORMATS[self.inner.name])
         rows = np.flatnonzero(valid)
         if not rows.size:
             return with_valid(blank_column(self.inner, len(cursors)), valid)
@@ -317,23 +324,13 @@ class _Nullable(Reader):
         cursors.rejoin(rows, part)
         return with_valid(spread(column, rows, len(cursors)), valid)
 
-    def _branches(self, cursors: Cursors) -> Mask:
-        byte = cursors.buffer.take(cursors.position)
-        wanted = 2 * (1 - self.null_index)
-        valid: Mask = byte == wanted
-        if not (valid | (byte == 2 - wanted)).all():  # bad, or a branch number in more than one byte
-            return np.asarray(cursors.index(2, avro_scalar.BAD_BRANCH) == wanted // 2)
-        cursors.position = cursors.position + 1
-        return valid
 
-    @staticmethod
-    def _floats(cursors: Cursors, valid: Mask, dtype: str) -> Column:
-        view = window(cursors.buffer, dtype)
-        values = np.zeros(len(cursors), dtype=view.dtype)
-        rows = np.flatnonzero(valid)
-        values[rows] = view[cursors.position[rows]]
-        cursors.position = cursors.position + valid * np.int64(view.itemsize)
-        return NumberColumn(values, valid)
+def _some_floats(cursors: Cursors, valid: Mask, dtype: str) -> Column:
+    view = window(cursors.buffer, dtype)
+    values = view[cursors.position]
+    values[~valid] = 0
+    cursors.position = cursors.position + valid * np.int64(view.itemsize)
+    return NumberColumn(values, valid)
 
 
 @dataclass(slots=True)

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SLACK_BYTES = 16
-_ONE = np.uint64(1)
 _SMEAR = np.uint64(0x7F7F7F7F7F7F7F7F)
 _CONTINUE = np.uint64(0x8080808080808080)
 _INT = np.iinfo(np.int32)
@@ -48,28 +47,50 @@ def varint_cells(values: Ints) -> tuple[NDArray[Any], Ints]:
         values: shape (n,), n >= 1.
 
     Returns:
-        Cells, shape (n,), of 8 bytes, or 16 when a varint needs more than 8; lengths in bytes, shape (n,).
+        Cells, shape (n,), of 2, 4, 8 or 16 bytes, as the longest varint needs; lengths in bytes, shape (n,).
 
     Example:
         >>> cells, lengths = varint_cells(np.array([-1, 64]))
-        >>> [bytes(cell)[:k].hex() for cell, k in zip(cells.view("V8"), lengths.tolist())]
+        >>> [bytes(cell)[:k].hex() for cell, k in zip(cells.view("V2"), lengths.tolist())]
         ['01', '8001']
 
     """
-    raw = values.view(np.uint64)
-    raw = (raw << _ONE) ^ (values >> 63).view(np.uint64)
+    raw = ((values << 1) ^ (values >> 63)).view(np.uint64)
+    most = int(raw.max())
+    if most < 1 << 14:
+        return _cells_of_two(raw.astype(np.uint16))
+    if most < 1 << 28:
+        return _cells_of_four(raw.astype(np.uint32))
     word = raw & np.uint64((1 << 56) - 1)
     word = (word & np.uint64(0x000000000FFFFFFF)) | ((word & np.uint64(0x00FFFFFFF0000000)) << np.uint64(4))
     word = (word & np.uint64(0x00003FFF00003FFF)) | ((word & np.uint64(0x0FFFC0000FFFC000)) << np.uint64(2))
-    word = (word & np.uint64(0x007F007F007F007F)) | ((word & np.uint64(0x3F803F803F803F80)) << _ONE)
+    word = (word & np.uint64(0x007F007F007F007F)) | ((word & np.uint64(0x3F803F803F803F80)) << np.uint64(1))
     higher = word >> np.uint64(8)
     for shift in (8, 16, 32):
         higher |= higher >> np.uint64(shift)
     more = (higher + _SMEAR) & _CONTINUE  # a byte goes on when any byte above it is not zero
     lengths = np.bitwise_count(more).astype(np.int64) + 1
-    if int(raw.max()) < 1 << 56:
+    if most < 1 << 56:
         return word | more, lengths
     return _wide_cells(raw, word, more, lengths)
+
+
+def _cells_of_two(raw: NDArray[np.uint16]) -> tuple[NDArray[Any], Ints]:
+    more = raw >= np.uint16(0x80)
+    cells = (raw & np.uint16(0x7F)) | ((raw & np.uint16(0x3F80)) << np.uint16(1))
+    cells |= more.view(np.uint8).astype(np.uint16) << np.uint16(7)
+    return cells, more + np.int64(1)
+
+
+def _cells_of_four(raw: NDArray[np.uint32]) -> tuple[NDArray[Any], Ints]:
+    """As the 8-byte path of ``varint_cells``, at half the width."""
+    word = (raw & np.uint32(0x00003FFF)) | ((raw & np.uint32(0x0FFFC000)) << np.uint32(2))
+    word = (word & np.uint32(0x007F007F)) | ((word & np.uint32(0x3F803F80)) << np.uint32(1))
+    higher = word >> np.uint32(8)
+    for shift in (8, 16):
+        higher |= higher >> np.uint32(shift)
+    more = (higher + np.uint32(0x7F7F7F7F)) & np.uint32(0x80808080)
+    return word | more, np.bitwise_count(more).astype(np.int64) + 1
 
 
 def _wide_cells(raw: Words, word: Words, more: Words, lengths: Ints) -> tuple[NDArray[Any], Ints]:
@@ -143,6 +164,11 @@ class RowWriter:
         block = self._block()
         block.parts.append((len(block.template), values))
         block.template.extend(bytes(values.itemsize))
+
+    def nullable_elements(self, branches: NDArray[np.uint8], values: NDArray[Any], valid: Mask) -> None:
+        """A branch byte a row and, where valid, an element of constant width (at most 15 bytes)."""
+        cells = _Block(bytearray(1 + values.itemsize), [(0, branches), (1, values)]).rows(self.count)
+        self._pieces.append(_Cells(cells, valid * np.int64(values.itemsize) + 1))
 
     def longs(self, values: Ints, mask: Mask | None) -> None:
         """One varint a row."""
@@ -250,6 +276,11 @@ def _write_nullable(writer: RowWriter, shape: Nullable, column: Any, path: str, 
     elif not valid.any():
         _check_type(shape.inner, column, path)
         writer.constant(bytes([null]), mask)
+    elif mask is None and shape.inner in (Primitive("double"), Primitive("float")):
+        _check_type(shape.inner, column, path)
+        width = 8 if shape.inner == Primitive("double") else 4
+        values = column.values.astype("<f8", copy=False) if width == 8 else _as_floats(column.values, path, valid)
+        writer.nullable_elements(np.where(valid, np.uint8(there), np.uint8(null)), values, valid)
     else:
         writer.elements(np.where(valid, np.uint8(there), np.uint8(null)), mask)
         _write_values(writer, shape.inner, column, path, valid if mask is None else valid & mask)
