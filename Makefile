@@ -115,6 +115,7 @@ $(PEERS): $(INSTALLED)
 lock: $(UV_STAMP) ## Write the lock files anew from pyproject.toml and constraints.txt.
 	@$(UV) pip compile --quiet pyproject.toml --extra demo --extra dev --constraints constraints.txt $(LOCK_FLAGS) -o requirements.lock
 	@$(UV) pip compile --quiet pyproject.toml --extra bench --constraints requirements.lock $(LOCK_FLAGS) -o requirements-bench.lock
+	@$(UV) pip compile --quiet pyproject.toml --constraints requirements.lock $(LOCK_FLAGS) -o deploy/requirements.lock
 
 clean: ## Remove what was installed, built, cached and written by runs.
 	rm -rf .venv .tools .sluice build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
