@@ -1,0 +1,1 @@
+"""What became of the predictions: the join with outcomes, windows, quality, drift, reports."""

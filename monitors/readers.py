@@ -1,0 +1,236 @@
+"""Record batches of the prediction log and of the outcomes, as what the join needs; every bad row with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from monitors.join import Outcome
+from schemas.columnar import Decoder, SchemaNotSupported
+from schemas.wire import schema_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from monitors.prediction_plans import PredictionPlan, PredictionPlans
+    from schemas.columns import RecordColumn
+    from schemas.records import RecordBatch
+    from schemas.registry import SchemaBook
+
+LATEST_US = 7_258_118_400_000_000
+"""2200-01-01; a time after it, or before 1970, is a fault of the producer and would overflow sums of times."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionGroup:
+    """Good predictions of one schema.
+
+    Attributes:
+        plan: of the schema.
+        rows: their places among the good rows of the batch, shape (k,), increasing.
+        columns: k decoded records.
+
+    """
+
+    plan: PredictionPlan
+    rows: NDArray[np.int64]
+    columns: RecordColumn
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRows:
+    """The good predictions of a batch, n rows in the order of their offsets.
+
+    Attributes:
+        request_ids: n ids.
+        event_us: event times, shape (n,).
+        served_us: when they were scored, shape (n,).
+        values: n raw values.
+        groups: the same rows by schema.
+        bad_count: rows that could not be read.
+
+    """
+
+    request_ids: list[bytes]
+    event_us: NDArray[np.int64]
+    served_us: NDArray[np.int64]
+    values: list[bytes]
+    groups: list[PredictionGroup]
+    bad_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A row that goes to the dead letters.
+
+    Attributes:
+        row: its place in the batch.
+        stage: decode or join.
+        error_class: name of the fault.
+        message: what is wrong.
+
+    """
+
+    row: int
+    stage: str
+    error_class: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRows:
+    """The outcomes of a batch: n good ones in the order of their offsets, and the faults.
+
+    Attributes:
+        request_ids: n ids.
+        outcomes: n outcomes.
+        clock_us: highest outcome time, held down to the records' own timestamps; -1: no good row.
+        faults: in the order of their rows.
+
+    """
+
+    request_ids: list[bytes]
+    outcomes: list[Outcome]
+    clock_us: int
+    faults: list[Fault]
+
+
+class OutcomeReader:
+    """Reads outcomes of any compatible schema.
+
+    Args:
+        book: knows the schemas of the writers.
+        reader_schema: ``outcome.avsc``.
+        lateness_us: how far an outcome time may lie after its record's timestamp before it is not believed.
+
+    """
+
+    def __init__(self, book: SchemaBook, reader_schema: dict[str, Any], lateness_us: int) -> None:
+        self._book = book
+        self._reader_schema = reader_schema
+        self._lateness_us = lateness_us
+        self._decoders: dict[int, Decoder | None] = {}
+
+    def read(self, batch: RecordBatch, from_offset: int) -> OutcomeRows:
+        """The outcomes at ``from_offset`` and later."""
+        outcomes: dict[int, tuple[bytes, Outcome]] = {}
+        faults: list[Fault] = []
+        for schema_id, rows in _by_schema(batch, from_offset):
+            decoder = self._decoder(schema_id)
+            if decoder is None:
+                faults += [_unreadable(batch, row, schema_id) for row in rows]
+            else:
+                self._read_group(batch, rows, decoder, outcomes, faults)
+        order = sorted(outcomes)
+        found = [outcomes[row][1] for row in order]
+        clock = max((min(o.time_us, int(batch.timestamps_ms[row]) * 1000 + self._lateness_us)
+                     for row, o in zip(order, found, strict=True)), default=-1)  # fmt: skip
+        return OutcomeRows([outcomes[row][0] for row in order], found, clock, sorted(faults, key=lambda f: f.row))
+
+    def _read_group(
+        self,
+        batch: RecordBatch,
+        rows: list[int],
+        decoder: Decoder,
+        outcomes: dict[int, tuple[bytes, Outcome]],
+        faults: list[Fault],
+    ) -> None:
+        decoded = decoder.decode([batch.values[row] or b"" for row in rows])
+        fields: dict[str, Any] = dict(decoded.columns.fields)
+        columns = zip(
+            rows, fields["request_id"].to_bytes_list(), fields["entity_id"].to_bytes_list(),
+            fields["label"].values.tolist(), fields["outcome_time"].values.tolist(),
+            fields["revision"].values.tolist(), fields["retracted"].values.tolist(),
+            batch.offsets[rows].tolist(), strict=True,
+        )  # fmt: skip
+        for at, (row, request_id, entity_id, label, time_us, revision, retracted, offset) in enumerate(columns):
+            if at in decoded.errors:
+                faults.append(Fault(row, "decode", "MalformedRecord", decoded.errors[at]))
+            elif batch.keys[row] != entity_id:
+                faults.append(Fault(row, "join", "KeyMismatch", "the record's key is not its entity_id"))
+            elif label - label != 0 or revision < 0 or not 0 <= time_us < LATEST_US or not request_id:
+                reason = "label must be finite, revision >= 0, request_id not empty, outcome_time in 1970..2199"
+                faults.append(Fault(row, "join", "OutOfRange", reason))
+            else:
+                outcomes[row] = request_id, Outcome(offset, time_us, label, revision, retracted)
+
+    def _decoder(self, schema_id: int) -> Decoder | None:
+        if schema_id not in self._decoders:
+            schema = self._book.schema(schema_id)
+            if schema is None:
+                return None
+            try:
+                self._decoders[schema_id] = Decoder(schema, self._reader_schema)
+            except SchemaNotSupported:
+                self._decoders[schema_id] = None
+        return self._decoders[schema_id]
+
+
+def read_predictions(batch: RecordBatch, from_offset: int, plans: PredictionPlans) -> PredictionRows:
+    """The predictions at ``from_offset`` and later.
+
+    Rows with an unknown schema, a score that is no number in [0, 1], or times outside 1970..2199 are only counted:
+    the scoring worker wrote them, so there is nobody to hand them back to.
+    """
+    n, bad = len(batch), 0
+    request_ids: list[bytes] = [b""] * n
+    event_us, served_us = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    is_good = np.zeros(n, dtype=np.bool_)
+    groups: list[tuple[PredictionPlan, NDArray[np.int64], RecordColumn]] = []
+    for schema_id, rows in _by_schema(batch, from_offset):
+        plan = plans.plan(schema_id)
+        if plan is None:
+            bad += len(rows)
+            continue
+        at, columns = _good_rows(plan, np.array(rows), [batch.values[row] or b"" for row in rows])
+        bad += len(rows) - len(at)
+        fields: dict[str, Any] = dict(columns.fields)
+        is_good[at] = True
+        event_us[at], served_us[at] = fields["event_time"].values, fields["served_at"].values
+        for row, request_id in zip(at.tolist(), fields["request_id"].to_bytes_list(), strict=True):
+            request_ids[row] = request_id
+        groups.append((plan, at, columns))
+    places = np.cumsum(is_good) - 1
+    good = np.flatnonzero(is_good).tolist()
+    return PredictionRows(
+        [request_ids[row] for row in good],
+        event_us[is_good],
+        served_us[is_good],
+        [batch.values[row] or b"" for row in good],
+        [PredictionGroup(plan, places[at], columns) for plan, at, columns in groups if len(at)],
+        bad,
+    )
+
+
+def _good_rows(
+    plan: PredictionPlan, rows: NDArray[np.int64], values: list[bytes]
+) -> tuple[NDArray[np.int64], RecordColumn]:
+    decoded = plan.decoder.decode(values)
+    fields: dict[str, Any] = dict(decoded.columns.fields)
+    times = np.stack((fields["event_time"].values, fields["served_at"].values))
+    score = fields["score"].values
+    good = (times >= 0).all(axis=0) & (times < LATEST_US).all(axis=0) & (score >= 0.0) & (score <= 1.0)
+    good &= (fields["model_version"].values >= 0) & (fields["request_id"].lengths > 0)
+    good[list(decoded.errors)] = False
+    if good.all():
+        return rows, decoded.columns
+    return rows[good], decoded.columns.take(np.flatnonzero(good))
+
+
+def _by_schema(batch: RecordBatch, from_offset: int) -> Iterator[tuple[int, list[int]]]:
+    first = int(np.searchsorted(batch.offsets, from_offset))
+    ids = schema_ids(batch.values[first:])
+    for schema_id in np.unique(ids).tolist():
+        yield schema_id, (np.flatnonzero(ids == schema_id) + first).tolist()
+
+
+def _unreadable(batch: RecordBatch, row: int, schema_id: int) -> Fault:
+    if batch.values[row] is None:
+        return Fault(row, "decode", "Tombstone", "a record without a value is no outcome")
+    if schema_id < 0:
+        return Fault(row, "decode", "NotFramed", "no Confluent frame: a zero byte and four bytes of schema id")
+    return Fault(row, "decode", "UnknownSchema", f"schema id {schema_id} is unknown, or no outcome can be read from it")
