@@ -14,10 +14,16 @@ MAX_DEPTH = 32
 MAX_NODES = 20_000
 """Nodes of the tree after named types are written out; a few lines can otherwise stand for billions."""
 
+Json: TypeAlias = Any
+"""A part of a parsed JSON document, not yet judged."""
+
+Value: TypeAlias = Any
+"""An Avro value as Python has it: numbers, str, bytes, None, lists, dicts; integers for logical types."""
+
 PRIMITIVES = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
 
 
-class SchemaNotSupported(ValueError):  # noqa: N818 - the name says what happened
+class SchemaNotSupported(ValueError):
     """The schema is malformed, unsafe to decode, or the reader's does not follow from the writer's."""
 
 
@@ -66,7 +72,7 @@ class Field:
     name: str
     shape: Shape
     has_default: bool
-    default: Any
+    default: Value
     aliases: tuple[str, ...]
 
 
@@ -98,7 +104,7 @@ Shape: TypeAlias = Primitive | Fixed | Enumeration | Array | Map | Record | Null
 Collection = (Array, Map)
 
 
-def parse(schema: str | dict[str, Any]) -> Record:
+def parse(schema: str | dict[str, Json]) -> Record:
     """The shape of a record schema.
 
     Args:
@@ -125,7 +131,7 @@ def parse(schema: str | dict[str, Any]) -> Record:
     return shape
 
 
-def describe(shape: Shape) -> str:
+def describe(shape: Shape) -> str:  # noqa: PLR0911 - one return a shape
     """A short name for messages.
 
     Example:
@@ -175,11 +181,11 @@ class _Parser:
     """Resolves names and counts nodes while it walks the document once."""
 
     def __init__(self) -> None:
-        self._documents: dict[str, tuple[dict[str, Any], str]] = {}
+        self._documents: dict[str, tuple[dict[str, Json], str]] = {}
         self._open: list[str] = []
         self._nodes = 0
 
-    def shape(self, document: Any, namespace: str, path: str, depth: int) -> Shape:
+    def shape(self, document: Json, namespace: str, path: str, depth: int) -> Shape:
         self._nodes += 1
         if depth > MAX_DEPTH or self._nodes > MAX_NODES:
             _refuse(path, f"the schema is deeper than {MAX_DEPTH} or has more than {MAX_NODES} nodes")
@@ -193,7 +199,7 @@ class _Parser:
             _refuse(path, "a type must be a name, a list or an object with `type`")
         return self._object(document, namespace, path, depth)
 
-    def _object(self, document: dict[str, Any], namespace: str, path: str, depth: int) -> Shape:
+    def _object(self, document: dict[str, Json], namespace: str, path: str, depth: int) -> Shape:
         kind = document["type"]
         if kind == "array":
             return Array(self._items(document.get("items"), namespace, f"{path}[]", depth))
@@ -203,7 +209,7 @@ class _Parser:
             return self._define(document, namespace, path, depth)
         return self.shape(kind, namespace, path, depth + 1)
 
-    def _items(self, document: Any, namespace: str, path: str, depth: int) -> Shape:
+    def _items(self, document: Json, namespace: str, path: str, depth: int) -> Shape:
         items = self.shape(document, namespace, path, depth + 1)
         if minimum_bytes(items) == 0:
             _refuse(path, f"items of {describe(items)} can take no bytes: a few bytes could claim any number of them")
@@ -229,7 +235,7 @@ class _Parser:
         document, inside = self._documents[full]
         return self._build(full, document, inside, path, depth)
 
-    def _define(self, document: dict[str, Any], namespace: str, path: str, depth: int) -> Shape:
+    def _define(self, document: dict[str, Json], namespace: str, path: str, depth: int) -> Shape:
         name = document.get("name")
         if not isinstance(name, str) or not name:
             _refuse(path, "a named type without a name")
@@ -244,7 +250,7 @@ class _Parser:
         self._documents[full] = ({**document, "name": full}, inside)
         return self._build(full, document, inside, path, depth)
 
-    def _build(self, full: str, document: dict[str, Any], inside: str, path: str, depth: int) -> Shape:
+    def _build(self, full: str, document: dict[str, Json], inside: str, path: str, depth: int) -> Shape:
         if full in self._open:
             _refuse(path, f"the type {full!r} contains itself; recursive schemas are not decoded")
         if document["type"] == "enum":
@@ -259,7 +265,7 @@ class _Parser:
         self._open.pop()
         return Record(full, fields, _names(document.get("aliases", []), path))
 
-    def _fields(self, documents: Any, namespace: str, path: str, depth: int) -> tuple[Field, ...]:
+    def _fields(self, documents: Json, namespace: str, path: str, depth: int) -> tuple[Field, ...]:
         if not isinstance(documents, list):
             _refuse(path, "a record needs a list of fields")
         fields: dict[str, Field] = {}
@@ -273,14 +279,14 @@ class _Parser:
             fields[name] = self._field(document, namespace, inner, depth)
         return tuple(fields.values())
 
-    def _field(self, document: dict[str, Any], namespace: str, path: str, depth: int) -> Field:
+    def _field(self, document: dict[str, Json], namespace: str, path: str, depth: int) -> Field:
         shape = self.shape(document["type"], namespace, path, depth + 1)
         has_default = "default" in document
         default = _default(document["default"], shape, path) if has_default else None
         return Field(document["name"], shape, has_default, default, _names(document.get("aliases", []), path))
 
 
-def _enumeration(full: str, document: dict[str, Any], path: str) -> Enumeration:
+def _enumeration(full: str, document: dict[str, Json], path: str) -> Enumeration:
     symbols = _names(document.get("symbols"), path)
     default = document.get("default")
     if not symbols or len(set(symbols)) < len(symbols) or (default is not None and default not in symbols):
@@ -288,13 +294,13 @@ def _enumeration(full: str, document: dict[str, Any], path: str) -> Enumeration:
     return Enumeration(full, symbols, default)
 
 
-def _names(values: Any, path: str) -> tuple[str, ...]:
+def _names(values: Json, path: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         _refuse(path, "a list of names is needed")
     return tuple(values)
 
 
-def _default(value: Any, shape: Shape, path: str) -> Any:
+def _default(value: Json, shape: Shape, path: str) -> Value:  # noqa: PLR0911 - one return a shape
     """The default as a Python value; JSON writes bytes as text of code points 0 to 255."""
     match shape:
         case Nullable():
@@ -313,19 +319,19 @@ def _default(value: Any, shape: Shape, path: str) -> Any:
             return _default_bytes(value, path)
         case Primitive():
             return _primitive_default(value, shape.name, path)
-    _refuse(path, f"the default {value!r} is not a value of {describe(shape)}")
+    return _refuse(path, f"the default {value!r} is not a value of {describe(shape)}")
 
 
-def _union_default(value: Any, shape: Union, path: str) -> Any:
+def _union_default(value: Json, shape: Union, path: str) -> Value:
     for branch in shape.branches:
         try:
             return _default(value, branch, path)
         except SchemaNotSupported:
             continue
-    _refuse(path, f"the default {value!r} fits no branch of the union")
+    return _refuse(path, f"the default {value!r} fits no branch of the union")
 
 
-def _record_default(value: dict[str, Any], shape: Record, path: str) -> dict[str, Any]:
+def _record_default(value: dict[str, Json], shape: Record, path: str) -> dict[str, Json]:
     result = {}
     for field in shape.fields:
         if field.name in value:
@@ -337,7 +343,7 @@ def _record_default(value: dict[str, Any], shape: Record, path: str) -> dict[str
     return result
 
 
-def _primitive_default(value: Any, name: str, path: str) -> Any:
+def _primitive_default(value: Json, name: str, path: str) -> Value:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if name == "null" and value is None:
         return None
@@ -351,7 +357,7 @@ def _primitive_default(value: Any, name: str, path: str) -> Any:
         return value
     if name == "bytes" and isinstance(value, str):
         return _default_bytes(value, path)
-    _refuse(path, f"the default {value!r} is not a value of {name}")
+    return _refuse(path, f"the default {value!r} is not a value of {name}")
 
 
 def _default_bytes(value: str, path: str) -> bytes:

@@ -34,7 +34,9 @@ _PROMOTIONS = {
 }
 
 
-def resolve(writer: Shape, reader: Shape, path: str = "") -> tuple[Shape, Conversion]:
+def resolve(  # noqa: C901, PLR0911 - one case and one return a rule of the specification
+    writer: Shape, reader: Shape, path: str = ""
+) -> tuple[Shape, Conversion]:
     """How to read the writer's bytes, and what then makes them the reader's columns.
 
     Args:
@@ -81,7 +83,7 @@ def resolve(writer: Shape, reader: Shape, path: str = "") -> tuple[Shape, Conver
             return resolve(writer, reader.inner, path)
         case Record(), Record() if _same_name(writer.name, reader.name, reader.aliases):
             return _resolve_record(writer, reader, path)
-    _refuse(path, f"written as {describe(writer)}, cannot be read as {describe(reader)}")
+    return _refuse(path, f"written as {describe(writer)}, cannot be read as {describe(reader)}")
 
 
 def _resolve_record(writer: Record, reader: Record, path: str) -> tuple[Shape, Conversion]:

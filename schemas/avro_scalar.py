@@ -8,7 +8,7 @@ vectorised walk does, which ``fastavro`` does not: that takes negative branch nu
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from schemas.avro_plan import (
     Record,
     Shape,
     Union,
+    Value,
     describe,
     minimum_bytes,
 )
@@ -41,6 +42,8 @@ from schemas.columns import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from schemas.byte_ranges import Ints
+
 TRUNCATED = "truncated"
 TRAILING = "bytes left after the record"
 BAD_LENGTH = "a length is negative or beyond the record's end"
@@ -58,7 +61,7 @@ FLOAT_FORMATS = {"float": struct.Struct("<f"), "double": struct.Struct("<d")}
 _INTEGER_BITS = {"int": 32, "long": 64}
 
 
-class Malformed(ValueError):  # noqa: N818 - the name says what happened
+class Malformed(ValueError):
     """The bytes are not a value of the schema; the text is the reason."""
 
 
@@ -75,7 +78,7 @@ class ScalarReader:
         self.position = position
         self._end = end
 
-    def read(self, shape: Shape) -> Any:
+    def read(self, shape: Shape) -> Value:  # noqa: PLR0911 - one return a shape
         """The next value; bytes for bytes and fixed, integers for logical types.
 
         Raises:
@@ -111,7 +114,7 @@ class ScalarReader:
         if self.position != self._end:
             raise Malformed(TRAILING)
 
-    def _primitive(self, name: str) -> Any:
+    def _primitive(self, name: str) -> Value:
         if name in FLOAT_FORMATS:
             form = FLOAT_FORMATS[name]
             return form.unpack(self._bytes(form.size))[0]
@@ -185,8 +188,8 @@ class ScalarReader:
                 raise Malformed(BAD_BLOCK_SIZE)
 
 
-def write_value(shape: Shape, value: Any, out: bytearray, path: str) -> None:
-    """Append a Python value as Avro.
+def write_value(shape: Shape, value: Value, out: bytearray, path: str) -> None:
+    r"""Append a Python value as Avro.
 
     Args:
         shape: the value's type.
@@ -201,7 +204,7 @@ def write_value(shape: Shape, value: Any, out: bytearray, path: str) -> None:
         >>> out = bytearray()
         >>> write_value(Array(Primitive("int")), [1, -1], out, "x")
         >>> bytes(out)
-        b'\\x04\\x02\\x01\\x00'
+        b'\x04\x02\x01\x00'
 
     """
     match shape:
@@ -228,7 +231,7 @@ def write_value(shape: Shape, value: Any, out: bytearray, path: str) -> None:
             _wrong(shape, value, path)
 
 
-def _write_items(items: list[tuple[str, str | None, Any]], shape: Shape, out: bytearray) -> None:
+def _write_items(items: list[tuple[str, str | None, Value]], shape: Shape, out: bytearray) -> None:
     if items:
         _write_long(len(items), out)
     for path, key, item in items:
@@ -238,7 +241,7 @@ def _write_items(items: list[tuple[str, str | None, Any]], shape: Shape, out: by
     out.append(0)
 
 
-def _write_record(shape: Record, value: dict[str, Any], out: bytearray, path: str) -> None:
+def _write_record(shape: Record, value: dict[str, Value], out: bytearray, path: str) -> None:
     for field in shape.fields:
         inner = f"{path}.{field.name}" if path else field.name
         if field.name not in value and not field.has_default:
@@ -247,7 +250,7 @@ def _write_record(shape: Record, value: dict[str, Any], out: bytearray, path: st
         write_value(field.shape, value.get(field.name, field.default), out, inner)
 
 
-def _write_union(shape: Union, value: Any, out: bytearray, path: str) -> None:
+def _write_union(shape: Union, value: Value, out: bytearray, path: str) -> None:
     for index, branch in enumerate(shape.branches):
         part = bytearray()
         try:
@@ -260,7 +263,7 @@ def _write_union(shape: Union, value: Any, out: bytearray, path: str) -> None:
     _wrong(shape, value, path)
 
 
-def _write_primitive(shape: Primitive, value: Any, out: bytearray, path: str) -> None:
+def _write_primitive(shape: Primitive, value: Value, out: bytearray, path: str) -> None:
     is_boolean = isinstance(value, (bool, np.bool_))
     is_integer = isinstance(value, (int, np.integer)) and not is_boolean
     name = shape.name
@@ -295,14 +298,14 @@ def _fits(value: int, bits: int) -> bool:
     return -(1 << (bits - 1)) <= value < 1 << (bits - 1)
 
 
-def _wrong(shape: Shape, value: Any, path: str) -> None:
+def _wrong(shape: Shape, value: Value, path: str) -> None:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     msg = f"{path}: {shown} is not a value of {describe(shape)}"
     raise ValueError(msg)
 
 
-def column_of(shape: Shape, values: Sequence[Any]) -> Column:
+def column_of(shape: Shape, values: Sequence[Value]) -> Column:
     """A column of Python values, as the decoder gives it for the shape.
 
     Args:
@@ -322,7 +325,7 @@ def column_of(shape: Shape, values: Sequence[Any]) -> Column:
     return _column(shape, values, nullable=False)
 
 
-def _column(shape: Shape, values: Sequence[Any], *, nullable: bool) -> Column:
+def _column(shape: Shape, values: Sequence[Value], *, nullable: bool) -> Column:  # noqa: PLR0911 - one return a shape
     valid: Validity = None
     if nullable and any(value is None for value in values):
         valid = np.array([value is not None for value in values], dtype=np.bool_)
@@ -352,7 +355,7 @@ def _column(shape: Shape, values: Sequence[Any], *, nullable: bool) -> Column:
             return ObjectColumn(list(values))
 
 
-def _record_column(shape: Record, values: Sequence[Any], valid: Validity) -> RecordColumn:
+def _record_column(shape: Record, values: Sequence[Value], valid: Validity) -> RecordColumn:
     fields = {}
     for field in shape.fields:
         stand_in = blank(field.shape)
@@ -361,11 +364,11 @@ def _record_column(shape: Record, values: Sequence[Any], valid: Validity) -> Rec
     return RecordColumn(fields, len(values), valid)
 
 
-def _offsets(values: Sequence[Any]) -> Any:
+def _offsets(values: Sequence[Value]) -> Ints:
     return starts_of(np.fromiter((len(value or ()) for value in values), np.int64, len(values)))
 
 
-def blank(shape: Shape) -> Any:
+def blank(shape: Shape) -> Value:  # noqa: PLR0911 - one return a shape
     """The value that stands where there is none: zero, empty or null; the first symbol of an enum.
 
     Example:

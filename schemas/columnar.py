@@ -10,7 +10,7 @@ import numpy as np
 from schemas.avro_plan import Record, SchemaNotSupported, parse
 from schemas.avro_resolve import resolve
 from schemas.byte_ranges import PAD_BYTES, starts_of
-from schemas.columnar_decode import REASONS, blank_column, decode_batch, is_vectorised, reader_of
+from schemas.columnar_decode import blank_column, decode_batch, is_vectorised, reader_of
 from schemas.columnar_encode import encode_batch
 from schemas.columns import (
     Column,
@@ -25,6 +25,7 @@ from schemas.columns import (
     concat,
     to_python,
 )
+from schemas.cursors import REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +64,7 @@ class Decoded:
 
 
 class Decoder:
-    """Reads records of one writer schema as columns of one reader schema.
+    r"""Reads records of one writer schema as columns of one reader schema.
 
     A bad record (truncated, bytes left over, a lying length or count, a malformed varint, an index out of range, text
     that is not UTF-8) spoils its own row only. Memory: below 200 bytes for each byte of input (the worst is an array
@@ -75,7 +76,7 @@ class Decoder:
 
     Example:
         >>> schema = '{"type": "record", "name": "R", "fields": [{"name": "x", "type": "int"}]}'
-        >>> decoded = Decoder(schema).decode([b"\\x02", b"\\x80"], skip_bytes=0)
+        >>> decoded = Decoder(schema).decode([b"\x02", b"\x80"], skip_bytes=0)
         >>> decoded.columns.fields["x"].values.tolist(), decoded.errors
         ([1, 0], {1: 'truncated'})
 
@@ -127,7 +128,7 @@ class Decoder:
 
 
 class Encoder:
-    """Writes columns as records of one schema.
+    r"""Writes columns as records of one schema.
 
     Attributes:
         vectorised: False when a part of the schema is written value by value.
@@ -135,7 +136,7 @@ class Encoder:
     Example:
         >>> schema = '{"type": "record", "name": "R", "fields": [{"name": "x", "type": "int"}]}'
         >>> Encoder(schema).encode(RecordColumn({"x": NumberColumn(np.array([1, -1]))}, 2), prefix=b"!")
-        [b'!\\x02', b'!\\x01']
+        [b'!\x02', b'!\x01']
 
     """
 

@@ -1,17 +1,11 @@
-"""Reading Avro column by column: a cursor stands in every record, and all cursors walk the schema together.
-
-Nothing is checked against a record's end except what could send a cursor far away (lengths and counts). Cursors
-never move backwards, so a record whose cursor ends exactly at its end was read within its bounds; any other is bad.
-A bad row is parked at its end and goes along until the walk is over, its values are thrown away then.
-"""
+"""Reading Avro column by column: a cursor stands in every record, and all cursors walk the schema together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schemas import avro_scalar
 from schemas.avro_plan import (
@@ -27,9 +21,8 @@ from schemas.avro_plan import (
     Union,
     minimum_bytes,
 )
-from schemas.avro_plan import Field as RecordField
 from schemas.avro_scalar import NUMBER_DTYPES, Malformed, ScalarReader, column_of
-from schemas.byte_ranges import PAD_BYTES, Bytes, Ints, Mask, Words, expand_ranges, not_utf8, starts_of, window
+from schemas.byte_ranges import PAD_BYTES, Bytes, Ints, Mask, expand_ranges, not_utf8, starts_of, window
 from schemas.columns import (
     Column,
     EnumColumn,
@@ -41,24 +34,10 @@ from schemas.columns import (
     concat,
     spread,
 )
+from schemas.cursors import DEFERRED, REASONS, Cursors
 
-REASONS: Final = (
-    "",
-    avro_scalar.TRUNCATED,
-    avro_scalar.TRAILING,
-    avro_scalar.BAD_LENGTH,
-    avro_scalar.BAD_COUNT,
-    avro_scalar.BAD_BLOCK_SIZE,
-    avro_scalar.BAD_VARINT,
-    avro_scalar.BAD_INT,
-    avro_scalar.BAD_BOOLEAN,
-    avro_scalar.BAD_BRANCH,
-    avro_scalar.BAD_SYMBOL,
-    avro_scalar.BAD_UTF8,
-)
-_CODE: Final = {reason: code for code, reason in enumerate(REASONS)}
-DEFERRED: Final = 100
-"""Not bad: the row has so many blocks or items that reading it alone costs less than more steps of the walk."""
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _PATIENT_STEPS = 16
 _WORTHWHILE_ROWS = 256
@@ -69,143 +48,7 @@ _DENSE_BYTES = 64
 
 _WIDTHS: Final = {"float": 4, "double": 8}
 _FORMATS: Final = {"float": "<f4", "double": "<f8"}
-_CONTINUE = np.uint64(0x8080808080808080)
-_ONE = np.uint64(1)
 _BRANCH_BIT = np.uint8(2)
-Rows: TypeAlias = NDArray[np.int64] | NDArray[np.bool_]
-
-
-@dataclass(slots=True)
-class Cursors:
-    """One cursor a row; a subset shares the buffer and the faults of the whole batch.
-
-    Attributes:
-        buffer: all records end to end, zeros behind.
-        position: shape (n,), the next byte of each row.
-        end: shape (n,), where each row's record ends.
-        rows: shape (n,), which row of the batch this is.
-        faults: shape (batch,), 0 while the row is good, else an index into REASONS, or DEFERRED.
-
-    """
-
-    buffer: Bytes
-    position: Ints
-    end: Ints
-    rows: Ints
-    faults: NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return self.position.size
-
-    def subset(self, pick: Ints) -> Cursors:
-        """Cursors of some rows only; hand them back with ``rejoin``."""
-        return Cursors(self.buffer, self.position[pick], self.end[pick], self.rows[pick], self.faults)
-
-    def rejoin(self, pick: Ints, part: Cursors) -> None:
-        """Take over the positions of a subset."""
-        self.position[pick] = part.position
-
-    def fail(self, bad: Rows, reason: str) -> None:
-        """Mark rows as bad and park them; a row that had already run over its end is truncated."""
-        pick = np.flatnonzero(bad) if bad.dtype == np.bool_ else bad
-        rows, over = self.rows[pick], self.position[pick] > self.end[pick]
-        codes = np.where(over, _CODE[avro_scalar.TRUNCATED], _CODE[reason])
-        self.faults[rows] = np.where(self.faults[rows] == 0, codes, self.faults[rows])
-        self.position[pick] = self.end[pick]
-
-    def defer(self, pick: Ints) -> None:
-        """Leave rows to the scalar reader."""
-        rows = self.rows[pick]
-        self.faults[rows] = np.where(self.faults[rows] == 0, DEFERRED, self.faults[rows])
-        self.position[pick] = self.end[pick]
-
-    def byte(self) -> Bytes:
-        """The next byte of each row."""
-        found: Bytes = self.buffer.take(self.position)
-        self.position = self.position + 1
-        return found
-
-    def long(self) -> Ints:
-        """The next varint of each row, zigzag undone."""
-        values, lengths, bad = varints(self.buffer, self.position)
-        self.position = self.position + lengths
-        if bad is not None:
-            self.fail(bad, avro_scalar.BAD_VARINT)
-        return values
-
-    def index(self, count: int, reason: str) -> Ints:
-        """The next varint of each row, which must be below ``count``."""
-        values = self.long()
-        bad = (values < 0) | (values >= count)
-        if bad.any():
-            self.fail(bad, reason)
-            values = np.where(bad, 0, values)
-        return values
-
-    def fixed(self, dtype: str) -> NDArray[Any]:
-        """The next element of each row."""
-        view = window(self.buffer, dtype)
-        found: NDArray[Any] = view[self.position]
-        self.position = self.position + view.itemsize
-        return found
-
-
-def varints(buffer: Bytes, position: Ints) -> tuple[Ints, Ints | int, Mask | None]:
-    """The varint at each position.
-
-    Args:
-        buffer: at least 10 bytes behind every position.
-        position: shape (n,).
-
-    Returns:
-        Values with zigzag undone, shape (n,); their lengths in bytes, shape (n,) or one for all; which are
-        malformed (None: none is), their values and lengths being 0 and 10.
-
-    Example:
-        >>> data = np.frombuffer(bytes([1, 0x80, 1]) + bytes(10), dtype=np.uint8)
-        >>> [part.tolist() for part in varints(data, np.array([0, 1]))[:2]]
-        [[-1, 64], [1, 2]]
-
-    """
-    first = buffer.take(position)
-    if first.size == 0 or int(first.max()) < 0x80:
-        small = first.astype(np.int64)
-        return (small >> 1) ^ -(small & 1), 1, None
-    word = window(buffer, "<u8")[position]
-    stop = ~word & _CONTINUE
-    kept = stop ^ (stop - _ONE)  # up to and including the lowest stop bit; all bits when there is none
-    lengths = (np.bitwise_count(kept) >> 3).astype(np.int64)
-    raw = _squeeze(word & kept)
-    bad = None
-    if not stop.all():
-        bad = _long_varints(buffer, position, raw, lengths, np.flatnonzero(stop == 0))
-    return (raw >> _ONE).view(np.int64) ^ -(raw & _ONE).view(np.int64), lengths, bad
-
-
-def _squeeze(word: NDArray[Any]) -> Words:
-    """Eight groups of 7 bits, one a byte, as one number of 56 bits."""
-    word = (word & np.uint64(0x007F007F007F007F)) | ((word & np.uint64(0x7F007F007F007F00)) >> _ONE)
-    word = (word & np.uint64(0x00003FFF00003FFF)) | ((word & np.uint64(0x3FFF00003FFF0000)) >> np.uint64(2))
-    squeezed: Words = (word & np.uint64(0x000000000FFFFFFF)) | ((word & np.uint64(0x0FFFFFFF00000000)) >> np.uint64(4))
-    return squeezed
-
-
-def _long_varints(buffer: Bytes, position: Ints, raw: Words, lengths: Ints, rows: Ints) -> Mask | None:
-    """Complete, in place, the varints of 9 and 10 bytes; returns which are malformed."""
-    ninth = buffer.take(position[rows] + 8).astype(np.uint64)
-    tenth = buffer.take(position[rows] + 9).astype(np.uint64)
-    more = ninth >= np.uint64(0x80)
-    raw[rows] |= (ninth & np.uint64(0x7F)) << np.uint64(56)
-    raw[rows] |= np.where(more, tenth << np.uint64(63), np.uint64(0))
-    lengths[rows] = np.where(more, 10, 9)
-    over = more & (tenth > _ONE)
-    if not over.any():
-        return None
-    raw[rows[over]] = 0
-    bad = np.zeros(position.size, dtype=np.bool_)
-    bad[rows[over]] = True
-    return bad
 
 
 class Reader:
@@ -278,10 +121,7 @@ class _Texts(Reader):
     reach: int = 10
 
     def read(self, cursors: Cursors) -> Column:
-        if self.size is None:
-            lengths = cursors.long()
-        else:
-            lengths = np.full(len(cursors), self.size, dtype=np.int64)
+        lengths = cursors.long() if self.size is None else np.full(len(cursors), self.size, dtype=np.int64)
         bad = (lengths < 0) | (lengths > cursors.end - cursors.position)
         if bad.any():
             cursors.fail(bad, avro_scalar.BAD_LENGTH if self.size is None else avro_scalar.TRUNCATED)
@@ -456,7 +296,7 @@ class _Items(Reader):
             if wrong.any():
                 part.fail(wrong, avro_scalar.BAD_BLOCK_SIZE)
             steps += 1
-        return self._column(counts, parts)
+        return self.assemble(counts, parts)
 
     def _block(self, cursors: Cursors) -> tuple[Ints, Ints]:
         """The item count of each row's next block, 0 at the end and for bad rows; where the block ends, or -1."""
@@ -507,7 +347,8 @@ class _Items(Reader):
             rows = rows[(taken[rows] < counts[rows]) & (cursors.faults[cursors.rows[rows]] == 0)]
         return taken, _by_owner(parts, owners)
 
-    def _column(self, counts: Ints, parts: list[tuple[Ints, Column]]) -> Column:
+    def assemble(self, counts: Ints, parts: list[tuple[Ints, Column]]) -> Column:
+        """The column of rows with ``counts`` items; each part is some items and the row of each."""
         offsets = starts_of(counts)
         if not parts:
             items = blank_column(self.item, 0)
@@ -599,7 +440,7 @@ class _Scalars(Reader):
         return column_of(self.shape, values)
 
 
-def reader_of(shape: Shape) -> Reader:
+def reader_of(shape: Shape) -> Reader:  # noqa: C901, PLR0911 - one case and one return a shape
     """The reader of a shape."""
     match shape:
         case Primitive("int" | "long"):
@@ -655,7 +496,7 @@ def is_vectorised(shape: Shape) -> bool:
             return is_flat(shape)
 
 
-def with_valid(column: Column, valid: Mask) -> Column:
+def with_valid(column: Column, valid: Mask) -> Column:  # noqa: PLR0911 - one return a type
     """The column with a mask."""
     match column:
         case NumberColumn():
@@ -680,7 +521,7 @@ def blank_column(reader: Reader, count: int) -> Column:
     return spread(column, np.zeros(0, dtype=np.int64), count) if count else column
 
 
-def _empty(reader: Reader) -> Column:
+def _empty(reader: Reader) -> Column:  # noqa: PLR0911 - one return a reader
     none = np.zeros(0, dtype=np.int64)
     match reader:
         case _Integers() | _Floats():
@@ -696,7 +537,7 @@ def _empty(reader: Reader) -> Column:
         case _Records():
             return RecordColumn({name: _empty(inner) for name, inner in reader.fields}, 0)
         case _Items():
-            return reader._column(none, [])
+            return reader.assemble(none, [])
         case _Scalars():
             return column_of(reader.shape, [])
     msg = f"unknown reader {type(reader).__name__}"
@@ -757,7 +598,7 @@ def _decode_alone(
             value = scalar.read(shape)
             scalar.finish()
         except Malformed as error:
-            faults[row] = _CODE[str(error)]
+            faults[row] = REASONS.index(str(error))
             continue
         values.append(value)
         kept.append(row)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schemas.avro_plan import Array, Enumeration, Fixed, Map, Nullable, Primitive, Record, Shape, describe
 from schemas.avro_scalar import write_value
@@ -27,12 +26,15 @@ from schemas.columns import (
     ObjectColumn,
     RecordColumn,
     TextColumn,
+    Validity,
     spread,
     to_python,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
 _SLACK_BYTES = 16
 _SMEAR = np.uint64(0x7F7F7F7F7F7F7F7F)
@@ -267,8 +269,8 @@ def _write_objects(writer: RowWriter, shape: Shape, column: Column, path: str, m
     writer.ranges(np.frombuffer(out, dtype=np.uint8), starts_of(lengths)[:-1], lengths)
 
 
-def _write_nullable(writer: RowWriter, shape: Nullable, column: Any, path: str, mask: Mask | None) -> None:
-    valid = column.valid
+def _write_nullable(writer: RowWriter, shape: Nullable, column: Column, path: str, mask: Mask | None) -> None:
+    valid = _validity(column)
     null, there = 2 * shape.null_index, 2 * (1 - shape.null_index)
     if valid is None or valid.all():
         writer.constant(bytes([there]), mask)
@@ -278,6 +280,7 @@ def _write_nullable(writer: RowWriter, shape: Nullable, column: Any, path: str, 
         writer.constant(bytes([null]), mask)
     elif mask is None and shape.inner in (Primitive("double"), Primitive("float")):
         _check_type(shape.inner, column, path)
+        assert isinstance(column, NumberColumn)
         width = 8 if shape.inner == Primitive("double") else 4
         values = column.values.astype("<f8", copy=False) if width == 8 else _as_floats(column.values, path, valid)
         writer.nullable_elements(np.where(valid, np.uint8(there), np.uint8(null)), values, valid)
@@ -286,10 +289,15 @@ def _write_nullable(writer: RowWriter, shape: Nullable, column: Any, path: str, 
         _write_values(writer, shape.inner, column, path, valid if mask is None else valid & mask)
 
 
-def _check_no_null(column: Any, path: str, mask: Mask | None) -> None:
-    if column.valid is None:
+def _validity(column: Column) -> Validity:
+    return None if isinstance(column, (Constant, ObjectColumn)) else column.valid
+
+
+def _check_no_null(column: Column, path: str, mask: Mask | None) -> None:
+    valid = _validity(column)
+    if valid is None:
         return
-    null = ~column.valid if mask is None else mask & ~column.valid
+    null = ~valid if mask is None else mask & ~valid
     if null.any():
         _refuse(path, f"row {int(np.argmax(null))} is null, and the schema does not allow it")
 

@@ -338,7 +338,7 @@ Column: TypeAlias = (
 )
 
 
-def to_python(column: Column) -> list[Any]:
+def to_python(column: Column) -> list[Any]:  # noqa: PLR0911 - one return a type
     """The column as Python values: numbers, str or bytes, symbols, lists, dicts; None where null.
 
     Raises:
@@ -407,7 +407,7 @@ def spread(column: Column, rows: NDArray[np.int64], count: int) -> Column:
     return _spread(column, source)
 
 
-def _spread(column: Column, source: NDArray[np.int64]) -> Column:
+def _spread(column: Column, source: NDArray[np.int64]) -> Column:  # noqa: PLR0911 - one return a type
     """``source`` names for each row of the result the row it comes from; -1 for none."""
     match column:
         case NumberColumn():
@@ -475,9 +475,7 @@ def _taken_count(indices: Indices, count: int) -> int:
     return int(np.count_nonzero(indices)) if indices.dtype == np.bool_ else indices.size
 
 
-def _take_offsets(
-    offsets: NDArray[np.int64], indices: Indices
-) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+def _take_offsets(offsets: NDArray[np.int64], indices: Indices) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
     """New offsets, and which items they refer to (None: the same items as before)."""
     count = offsets.size - 1
     if isinstance(indices, slice):
@@ -609,7 +607,11 @@ _CONCAT: dict[type, Callable[[Sequence[Any]], Column]] = {
 }
 
 
-_MIX_LOW, _MIX_HIGH, _MIX_LENGTH = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9)
+_MIX_LOW, _MIX_HIGH, _MIX_LENGTH = (
+    np.uint64(0x9E3779B97F4A7C15),
+    np.uint64(0xC2B2AE3D27D4EB4F),
+    np.uint64(0x165667B19E3779F9),
+)
 
 
 def _short_keys(column: TextColumn) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
