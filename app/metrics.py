@@ -106,7 +106,7 @@ class Metrics:
         self.durations: dict[str, dict[Labels, tuple[NDArray[np.int64], list[int]]]] = {}
         self._kinds: dict[str, str] = dict.fromkeys(_OWN_FAMILIES, "family of the micro-batches")
 
-    def observe_batch(
+    def observe_batch(  # noqa: PLR0913 - one call a micro-batch, every argument by name
         self,
         *,
         statuses: NDArray[np.int8],
