@@ -13,7 +13,7 @@ UV := .tools/uv
 UV_SERIES := 0.13
 UV_STAMP := .tools/.uv-$(firstword $(shell cksum requirements-uv.lock))
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS)
-SOURCES := app schemas agents monitors examples
+SOURCES := app schemas agents monitors examples docs
 
 # The stamp carries a digest of what was installed: an edited lock, not a newer file time, means a new installation.
 LOCKED := $(firstword $(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum))$(TORCH_BACKEND)
@@ -42,8 +42,9 @@ FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3 /usr/bin/py
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make demo MONTHS=10        replay ten months instead of two; ONCE=1 ends by itself"
-	@echo "  make test ARGS='-m slow'   hand arguments to pytest"
+	@echo "  make demo MONTHS=10           replay ten months instead of two; ONCE=1 ends by itself"
+	@echo "  make test ARGS='-m slow'      hand arguments to pytest"
+	@echo "  make test TORCH_BACKEND=cpu   torch without CUDA libraries, from its makers' index (not tried by us)"
 
 demo: $(INSTALLED) ## Start Kafka, store and workers, replay real flights, open the pages; Ctrl-C ends it.
 	@exec $(PYTHON) -m examples.flights.demo $(ARGS)
