@@ -1,0 +1,122 @@
+"""Reading what the service answered: the topic `scores`, followed without a consumer group."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from agents.topics import SCORES
+from schemas.columns import EnumColumn, NumberColumn, TextColumn
+from schemas.wire import schema_ids
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from schemas.columnar import Decoded
+    from schemas.registry import SchemaBook
+
+POLL_MS = 200
+
+
+class UnreadableRecord(Exception):
+    """A record on an output topic cannot be decoded; the service wrote it, so this is a bug of the service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """n records of `scores`.
+
+    Attributes:
+        request_ids: n ids.
+        statuses: shape (n,), int8 of ``Status``.
+        scores: shape (n,); NaN without a score.
+        received_s: monotonic seconds at which they were fetched.
+
+    """
+
+    request_ids: list[str]
+    statuses: NDArray[np.int8]
+    scores: NDArray[np.float64]
+    received_s: float
+
+
+class ScoreReader:
+    """Follows `scores` from its end, or from what is there already.
+
+    Args:
+        bootstrap_servers: of Kafka.
+        book: resolves schema ids.
+
+    """
+
+    def __init__(self, bootstrap_servers: str, book: SchemaBook) -> None:
+        self._book = book
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap_servers, enable_auto_commit=False, auto_offset_reset="earliest"
+        )
+
+    async def start(self) -> None:
+        """Connect and stand at the end of every partition.
+
+        Raises:
+            aiokafka.errors.KafkaConnectionError: no broker answers.
+
+        """
+        await self._consumer.start()
+        partitions = [TopicPartition(SCORES, p) for p in await self._partitions()]
+        self._consumer.assign(partitions)
+        await self._consumer.seek_to_end(*partitions)
+        for partition in partitions:  # resolves the lazy seek before anything is sent
+            await self._consumer.position(partition)
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await self._consumer.stop()
+
+    async def fetch(self) -> Answers | None:
+        """What has come since; None when nothing came within 0.2 s.
+
+        Raises:
+            UnreadableRecord: a value is not a score.
+
+        """
+        fetched = await self._consumer.getmany(timeout_ms=POLL_MS)
+        received_s = time.monotonic()
+        values = [record.value for records in fetched.values() for record in records]
+        if not values:
+            return None
+        fields = decode_all(self._book, values, SCORES).columns.fields
+        ids, status, score = fields["request_id"], fields["status"], fields["score"]
+        assert isinstance(ids, TextColumn)
+        assert isinstance(status, EnumColumn)
+        assert isinstance(score, NumberColumn)
+        scores = score.values if score.valid is None else np.where(score.valid, score.values, np.nan)
+        return Answers([str(i) for i in ids.to_list()], status.codes.astype(np.int8), scores, received_s)
+
+    async def _partitions(self) -> list[int]:
+        await self._consumer._client.force_metadata_update()  # noqa: SLF001 - aiokafka has no public way without a topic
+        return sorted(self._consumer.partitions_for_topic(SCORES) or ())
+
+
+def decode_all(book: SchemaBook, values: list[bytes], topic: str) -> Decoded:
+    """Columns of values that all have one schema.
+
+    Raises:
+        UnreadableRecord: schema ids differ or are unknown, or a value does not decode.
+
+    """
+    ids = np.unique(schema_ids(values)).tolist()
+    decoder = book.decoder(ids[0]) if len(ids) == 1 else None
+    if decoder is None:
+        msg = f"{topic}: records with schema ids {ids}, one known id was expected"
+        raise UnreadableRecord(msg)
+    decoded = decoder.decode(values)
+    if decoded.errors:
+        row, reason = next(iter(decoded.errors.items()))
+        msg = f"{topic}: {len(decoded.errors)} records do not decode; the first one: {reason} ({values[row][:40]!r})"
+        raise UnreadableRecord(msg)
+    return decoded

