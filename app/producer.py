@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiokafka
-from aiokafka.errors import KafkaError
 
 from app.errors import DeliveryError
 from app.transport import append_records
@@ -142,7 +141,7 @@ class OutputProducer:
                 raise self._failed
             async with asyncio.timeout(2 * self._settings.request_timeout_s):
                 await self._deliver(topic, partition, parcels)
-        except (KafkaError, TimeoutError, DeliveryError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, nobody may wait for these records for ever
             self._fail(parcels, f"{topic}-{partition}: not acknowledged ({exc!r}); the worker must restart")
         else:
             for parcel in parcels:

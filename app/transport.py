@@ -23,13 +23,11 @@ from faust.types import TP, ConsumerMessage
 from schemas.records import RecordBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import aiokafka
     from aiokafka.consumer.fetcher import Fetcher, PartitionRecords
     from aiokafka.producer.message_accumulator import BatchBuilder
-
-    from schemas.records import Headers
 
 
 class PassThroughSchema(faust.Schema):  # type: ignore[misc]
@@ -111,7 +109,7 @@ def append_records(
     builder: BatchBuilder,
     keys: list[bytes | None],
     values: list[bytes],
-    headers: list[Headers] | None,
+    headers: Sequence[Sequence[tuple[str, bytes]]] | None,
     start: int,
     timestamp_ms: int,
 ) -> int:
@@ -121,10 +119,10 @@ def append_records(
     """
     append = builder._builder.append  # noqa: SLF001
     position = start
-    none: Headers = ()
+    none: list[tuple[str, bytes]] = []
     for position in range(start, len(values)):
         relative = position - start
-        row_headers = none if headers is None else headers[position]
+        row_headers = none if headers is None else list(headers[position])  # the C builder takes lists only
         if append(relative, timestamp_ms, keys[position], values[position], row_headers) is None:
             break
     else:

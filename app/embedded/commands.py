@@ -55,7 +55,7 @@ def up(
         _warn_about_own_servers()
         if clean:
             _clean_before_start(data_dir)
-        stack = Stack.start(
+        start = Stack.start(
             data_dir,
             brokers=brokers,
             kafka_port=kafka_port,
@@ -63,13 +63,14 @@ def up(
             throughput=throughput,
             on_progress=typer.echo,
         )
-        _show_addresses(stack.info)
-        if detach:
-            stack.detach()
-        if stack.is_owner:
-            _watch(stack)
-        else:
-            typer.echo("It runs in the background; `sluice status` looks at it, `sluice down` stops it.")
+        with start as stack:
+            _show_addresses(stack.info)
+            if detach:
+                stack.detach()
+            if stack.is_owner:
+                _watch(stack)
+            else:
+                typer.echo("It runs in the background; `sluice status` looks at it, `sluice down` stops it.")
 
 
 def down(*, data_dir: DataDir = Path(_DEFAULT_DIR), clean: Clean = False) -> None:
@@ -145,8 +146,8 @@ def _clean_before_start(data_dir: Path) -> None:
 
 def _watch(stack: Stack) -> None:
     """Look after the stack until Ctrl-C, a death, or its end by `sluice down`."""
-    typer.echo("Running; Ctrl-C stops it.")
     try:
+        typer.echo("Running; Ctrl-C stops it.")
         while True:
             time.sleep(_WATCH_S)
             stack.check()
@@ -157,8 +158,6 @@ def _watch(stack: Stack) -> None:
             typer.echo("Stopped by another command")
             return
         raise
-    finally:
-        stack.stop()
 
 
 def _ends_in_order(info: StackInfo) -> bool:

@@ -79,7 +79,7 @@ def class_path(on_progress: Callable[[str], None], *, repository: Path | None = 
         repo_cache=repository or settings.repo_cache,
         remote_repos={**settings.repositories, "central": MAVEN_CENTRAL_URL},
     )
-    return os.pathsep.join(str(path) for path in _resolve(locked_jars(), maven, on_progress))
+    return os.pathsep.join(str(path) for path in resolve(locked_jars(), maven, on_progress))
 
 
 def _class_path_of(home: Path) -> str:
@@ -89,7 +89,17 @@ def _class_path_of(home: Path) -> str:
     return str(libraries / "*")
 
 
-def _resolve(jars: list[Jar], maven: MavenContext, on_progress: Callable[[str], None]) -> list[Path]:
+def resolve(jars: list[Jar], maven: MavenContext, on_progress: Callable[[str], None]) -> list[Path]:
+    """Return the paths of ``jars``, in order, each with the bytes that its digest names.
+
+    Args:
+        jars: what to find.
+        maven: where it is cached, and where it may be fetched from.
+        on_progress: told what is downloaded, one line a call; silent when all is cached.
+
+    Raises:
+        JarsNotAvailable: a jar can neither be found nor fetched, or its bytes are others.
+    """
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
         intact = list(pool.map(lambda jar: _is_intact(_cached(maven, jar), jar), jars))
         if all(intact):

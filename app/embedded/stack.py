@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import psutil
@@ -40,6 +41,7 @@ _LAYOUT_FILE = "layout.json"
 _LOCK_FILE = "start.lock"
 _START_TIMEOUT_S = 90.0
 _ATTEMPTS = 3
+_NOTE_PATIENCE_S = 2.0
 
 
 class Stack:
@@ -185,8 +187,7 @@ class Stack:
                 raise _died(each, exits[each.pid])
         for each in self.info.processes:
             if each.find() is None:
-                # The supervisor may be about to say how it ended.
-                raise _died(each, exit_statuses(self.info.data_dir).get(each.pid))
+                raise _died(each, _await_exit_status(self.info, each))
 
     def restart(self, name: str) -> StackInfo:
         """Start a server that died, on its old port and data, and wait until it serves; returns the new `info`.
@@ -374,7 +375,7 @@ def _process(name: str, pid: int, port: int, log: Path) -> Process:
 
 
 def _spawn(supervised: Supervised, server: Server) -> Process:
-    pid = supervised.spawn(server.name, server.argv, output=server.output, env=os.environ)
+    pid = supervised.spawn(server.name, server.argv, output=server.output, env={**os.environ, **server.env})
     return _process(server.name, pid, server.port, server.log)
 
 
@@ -385,6 +386,14 @@ def exit_statuses(data_dir: Path) -> dict[int, int]:
     except FileNotFoundError:
         return {}
     return {each["pid"]: each["returncode"] for each in map(json.loads, lines)}
+
+
+def _await_exit_status(info: StackInfo, process: Process) -> int | None:
+    """Give a living supervisor a moment to note how ``process`` ended; None if it does not know either."""
+    deadline = time.monotonic() + _NOTE_PATIENCE_S
+    while process.pid not in exit_statuses(info.data_dir) and time.monotonic() < deadline and info.supervisor.find():
+        time.sleep(0.02)
+    return exit_statuses(info.data_dir).get(process.pid)
 
 
 def _died(process: Process, returncode: int | None) -> ProcessDied:

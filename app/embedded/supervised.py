@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -112,4 +113,6 @@ class Supervised:
 
     def _close_pipes(self) -> None:
         for pipe in self._pipes():
-            pipe.close()
+            # Closing flushes, and a command that nobody reads any more is no loss.
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()

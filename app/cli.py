@@ -1,0 +1,54 @@
+"""The command line: ``sluice up``, ``sluice worker``, ``sluice schema`` and the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from app.embedded import commands as embedded_commands
+from app.errors import SluiceError
+from app.settings import load_settings
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+embedded_commands.register(cli)
+
+
+class Role(StrEnum):
+    """What a worker does."""
+
+    SCORING = "scoring"
+    MONITOR = "monitor"
+
+
+@cli.command()
+def worker(role: Role, *, log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info") -> None:
+    """Run one worker until SIGTERM; more throughput is more of them."""
+    from app.worker import run_worker  # noqa: PLC0415 - Faust and torch take seconds to import
+
+    run_worker(role.value, log_level)
+
+
+@cli.command()
+def topics() -> None:
+    """Create the topics that are missing, and check that their partitions fit together."""
+    from agents.topics import ensure_topics  # noqa: PLC0415
+
+    for name, count in asyncio.run(ensure_topics(load_settings())).items():
+        typer.echo(f"{name:24} {count} partitions")
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one message and exit code 1, not a traceback."""
+    try:
+        cli()
+    except SluiceError as exc:
+        typer.echo(f"sluice: {exc}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Commits what the ledger allows, and ends a worker that makes no progress.
+
+Faust's own acknowledgement is switched off (``acks=False``): it commits past unanswered offsets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from app.transport import commit_offsets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import faust
+
+    from app.ledger import Ledger
+    from app.metrics import Metrics
+    from app.settings import DeliverySettings
+
+log = logging.getLogger(__name__)
+
+
+class Stalled(RuntimeError):
+    """Work is in flight and nothing was answered for too long; only a restart can help."""
+
+
+class Committer:
+    """Commits the ledger's contiguous answered prefixes every ``commit_interval_ms``, on revoke and at drain.
+
+    Args:
+        app: whose consumer group.
+        ledger: the only source of what may be committed.
+        settings: interval and watchdog.
+        metrics: counts commits.
+        on_stall: called once when the watchdog gives up.
+
+    """
+
+    def __init__(
+        self,
+        app: faust.App,
+        ledger: Ledger,
+        settings: DeliverySettings,
+        metrics: Metrics,
+        *,
+        on_stall: Callable[[BaseException], None],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app, self._ledger, self._settings, self._metrics = app, ledger, settings, metrics
+        self._on_stall, self._now_s = on_stall, now_s
+        self._progress_s = now_s()
+        self._lock = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Commit for ever; a task of the worker."""
+        while True:
+            await asyncio.sleep(self._settings.commit_interval_ms / 1000)
+            await self.commit()
+            self._watch()
+
+    async def commit(self) -> None:
+        """Commit what is answered now; nothing happens when the group has moved on."""
+        async with self._lock:
+            offsets = self._ledger.committable()
+            if not offsets:
+                return
+            started_s = self._now_s()
+            if await commit_offsets(self._app, offsets):
+                self._ledger.commit({tp: o for tp, o in offsets.items() if tp in self._ledger.committable()})
+                self._progress_s = self._now_s()
+                self._metrics.count("commits")
+                self._metrics.observe_us("commit_duration", int((self._progress_s - started_s) * 1e6))
+            else:
+                log.warning("commit of %s refused: the group has moved on", offsets)
+
+    def stalled_s(self) -> float:
+        """Seconds since work was last seen to progress; 0 when none is in flight."""
+        if not any(self._ledger.in_flight().values()):
+            self._progress_s = self._now_s()
+        return self._now_s() - self._progress_s
+
+    def _watch(self) -> None:
+        stalled_s = self.stalled_s()
+        if stalled_s > 2 * self._settings.stall_after_s:
+            self._on_stall(Stalled(f"nothing answered for {stalled_s:.0f} s while {self._ledger.in_flight()} wait"))

@@ -1,0 +1,113 @@
+"""A Faust app as Sluice runs it: our transport, our committer's settings, prepared before it joins its group."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+import faust
+from yarl import URL
+
+from app.errors import TopicError
+from app.transport import BatchTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BROKER_WAIT_S = 60.0
+"""How long a worker waits for a broker at start before it gives up and lets its supervisor decide."""
+
+
+class SluiceApp(faust.App):  # type: ignore[misc]
+    """Calls ``prepare`` before anything connects: what it needs is loaded and warm when it joins the group."""
+
+    prepare: Callable[[], Awaitable[None]] | None = None
+
+    async def on_first_start(self) -> None:
+        """Prepare; Faust's own step would only make folders for tables, and we have none."""
+        if self.prepare is not None:
+            await self.prepare()
+
+
+def make_app(settings: Settings, role: str, batch_topics: list[str]) -> SluiceApp:
+    """The app of a role, with the settings that ``reliability`` asks for.
+
+    Args:
+        settings: all of them.
+        role: scoring or monitor; the group id is ``<deployment>-<role>``.
+        batch_topics: topics delivered as whole record batches.
+
+    """
+    kafka, web = settings.kafka, settings.web
+    app = SluiceApp(
+        f"{settings.deployment}-{role}",
+        broker=[URL(f"kafka://{server.strip()}") for server in kafka.bootstrap_servers.split(",")],
+        store="memory://",
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        table_standby_replicas=0,
+        stream_wait_empty=False,
+        stream_buffer_maxsize=4,  # an event is a whole record batch
+        broker_session_timeout=kafka.session_timeout_s,
+        broker_heartbeat_interval=kafka.heartbeat_s,
+        broker_request_timeout=max(kafka.request_timeout_s, kafka.session_timeout_s),
+        broker_max_poll_records=kafka.max_poll_records,
+        consumer_max_fetch_size=kafka.max_fetch_bytes,
+        consumer_auto_offset_reset="earliest",
+        producer_request_timeout=kafka.request_timeout_s,
+        web_enabled=web.enabled,
+        web_bind=web.host,
+        web_host=web.host,
+        web_port=next_free_port(web.host, web.port) if web.enabled else web.port,
+        worker_redirect_stdouts=False,
+    )
+
+    class RoleTransport(BatchTransport):
+        batch_topics = frozenset(())
+
+    RoleTransport.batch_topics = frozenset(batch_topics)
+    app.transport = RoleTransport(app.conf.broker_consumer, app)
+    return app
+
+
+async def wait_for_broker(attempt: Callable[[], Awaitable[Any]], *, timeout_s: float = BROKER_WAIT_S) -> Any:  # noqa: ANN401
+    """What ``attempt`` returns, tried again for a while when no broker answers.
+
+    Raises:
+        TopicError: the time is over.
+
+    """
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        try:
+            return await attempt()
+        except TopicError as exc:
+            if asyncio.get_running_loop().time() > deadline or "partitions" in str(exc):
+                raise
+            log.warning("%s; trying again", exc)
+            await asyncio.sleep(1.0)
+
+
+def next_free_port(host: str, first: int) -> int:
+    """The first port from ``first`` on that nobody listens on; 0 asks the system for any.
+
+    Raises:
+        OSError: none of the next 100 is free.
+
+    """
+    for port in range(first, first + 100) if first else (0,):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    msg = f"no free port on {host} from {first} to {first + 99}; set SLUICE_WEB__PORT"
+    raise OSError(msg)

@@ -1,0 +1,178 @@
+"""A micro-batch on its way: the rows that fired together, what each stage added, and how long it took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from app.requests import Fault, Requests
+from schemas.columns import Column, TextColumn, concat
+from schemas.records import FireReason, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from app.batcher import Slice
+    from app.lookup import Lookup
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows ``start .. end - 1`` of one fetch, and the offsets they stand for."""
+
+    requests: Requests
+    start: int
+    end: int
+    first_offset: int
+    next_offset: int
+    dead: dict[int, Fault]
+
+    def __len__(self) -> int:
+        """Number of requests."""
+        return self.end - self.start
+
+
+@dataclass(slots=True)
+class Predictions:
+    """What the model said about the live rows of a micro-batch.
+
+    Attributes:
+        raw: shape (m,), float64, before calibration.
+        score: shape (m,), float64, after it.
+        decision: shape (m,), index into the labels.
+        bucket: shape (m,), int32, padded size of the device batch that a row was in.
+
+    """
+
+    raw: NDArray[np.float64]
+    score: NDArray[np.float64]
+    decision: NDArray[np.int64]
+    bucket: NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """n requests, of one or several partitions.
+
+    Attributes:
+        parts: where they came from, in order; their rows stand one after the other.
+        request_id: n ids.
+        entity_id: n ids.
+        event_time_us: shape (n,).
+        status: shape (n,), int8.
+        faults: row to why it is neither OK nor DEGRADED.
+        live: rows that go to the device, increasing.
+        features: request features of the live rows.
+        deadline_ms: shape (n,).
+        reason: why it fired.
+        marks_s: monotonic seconds at the end of each stage.
+
+    """
+
+    parts: list[Part]
+    request_id: TextColumn
+    entity_id: TextColumn
+    event_time_us: NDArray[np.int64]
+    status: NDArray[np.int8]
+    faults: dict[int, Fault]
+    live: NDArray[np.int64]
+    features: dict[str, Column]
+    deadline_ms: NDArray[np.int64]
+    reason: FireReason
+    fired_s: float
+    marks_s: dict[str, float] = field(default_factory=dict)
+    lookup: Lookup | None = None
+    predictions: Predictions | None = None
+    device_rows: int = 0
+
+    def __len__(self) -> int:
+        """Number of requests."""
+        return len(self.status)
+
+    def drop(self, gone: NDArray[np.bool_], status: Status, fault: Fault) -> None:
+        """Take live rows off the device and give them a status.
+
+        Args:
+            gone: shape (m,) over the live rows.
+            status: theirs from now on.
+            fault: why.
+
+        """
+        if not gone.any():
+            return
+        for row in self.live[gone].tolist():
+            self.status[row] = status
+            self.faults[row] = fault
+        self._keep(np.flatnonzero(~gone))
+
+    def _keep(self, kept: NDArray[np.int64]) -> None:
+        self.live = self.live[kept]
+        self.features = {name: column.take(kept) for name, column in self.features.items()}
+        if self.lookup is not None:
+            self.lookup = self.lookup.take(kept)
+
+
+def form(slices: Sequence[Slice], reason: FireReason, *, now_s: float, now_ms: int) -> MicroBatch:
+    """The micro-batch of some slices; requests past their deadline become EXPIRED here, before they cost anything.
+
+    Args:
+        slices: of ``Requests``, as the batcher gives them; at least one.
+        reason: why it fires.
+        now_s: monotonic seconds.
+        now_ms: unix milliseconds, for deadlines.
+
+    """
+    parts = [_part(cast("Requests", s.segment), s.start, s.end) for s in slices]
+    full = [p for p in parts if len(p)] or parts[:1]
+    status = np.concatenate([p.requests.status[p.start : p.end] for p in parts])
+    faults: dict[int, Fault] = {}
+    base = 0
+    for part in parts:
+        for row, fault in part.requests.faults.items():
+            if part.start <= row < part.end:
+                faults[base + row - part.start] = fault
+        base += len(part)
+    batch = MicroBatch(
+        parts=parts,
+        request_id=cast("TextColumn", _joined([p.requests.request_id for p in full], full)),
+        entity_id=cast("TextColumn", _joined([p.requests.entity_id for p in full], full)),
+        event_time_us=np.concatenate([p.requests.event_time_us[p.start : p.end] for p in parts]),
+        status=status,
+        faults=faults,
+        live=np.arange(len(status)),
+        features={n: _joined([p.requests.features[n] for p in full], full) for n in full[0].requests.features},
+        deadline_ms=np.concatenate([p.requests.deadline_ms[p.start : p.end] for p in parts]),
+        reason=reason,
+        fired_s=now_s,
+    )
+    live = np.flatnonzero(status == Status.OK)
+    if len(live) < len(status):
+        batch._keep(live)  # noqa: SLF001 - the constructor of this module
+    expire(batch, now_ms)
+    return batch
+
+
+def expire(batch: MicroBatch, now_ms: int) -> None:
+    """Answer live rows whose deadline has passed with EXPIRED."""
+    late = batch.deadline_ms[batch.live] <= now_ms
+    batch.drop(late, Status.EXPIRED, Fault("queue", "Expired", "its deadline has passed"))
+
+
+def _part(requests: Requests, start: int, end: int) -> Part:
+    """Offsets between the rows of two parts (dead letters among them) belong to the earlier part."""
+    offsets = requests.batch.offsets
+    first = requests.batch.start_offset if start == 0 else int(offsets[requests.rows[start]])
+    last = requests.batch.next_offset if end == len(requests) else int(offsets[requests.rows[end]])
+    first_place = 0 if start == 0 else int(requests.rows[start])
+    last_place = len(requests.batch) if end == len(requests) else int(requests.rows[end])
+    dead = {place: fault for place, fault in requests.dead.items() if first_place <= place < last_place}
+    return Part(requests, start, end, first, last, dead)
+
+
+def _joined(columns: Sequence[Column], parts: Sequence[Part]) -> Column:
+    cut = [c.take(slice(p.start, p.end)) for c, p in zip(columns, parts, strict=True)]
+    return cut[0] if len(cut) == 1 else concat(cut)

@@ -1,0 +1,295 @@
+"""The hot path: record batches in, acknowledged answers out, micro-batches overlapping.
+
+``submit`` decodes and queues; then three stages run at once, each on another micro-batch:
+
+    form      batcher fires -> rows of several partitions -> features (one round trip)
+    compute   preprocess, infer, calibrate, decide: on the device's own thread
+    emit      encode, hand to the producer; the ledger learns of the acknowledgement later
+
+Every queue is bounded, and a full one stops the stage before it, up to the consumer. Micro-batches pass each stage in
+the order in which they were formed, so answers leave in offset order per partition. Nothing raises out of the stages:
+an unexpected error stops committing at once and ends the process (crash-only).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.answers import STAGES, AnswerWriter, Timings
+from app.compute import compute
+from app.errors import DeliveryError
+from app.microbatch import MicroBatch, expire, form
+from schemas.records import FireReason, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.batcher import MicroBatcher
+    from app.ledger import Ledger, Partition
+    from app.lookup import ViewLookup
+    from app.metrics import Metrics
+    from app.models.runtime import ScoringModel
+    from app.producer import OutputProducer
+    from app.requests import RequestDecoder
+    from schemas.records import RecordBatch
+
+log = logging.getLogger(__name__)
+
+COMPUTE_QUEUE = 1
+"""Micro-batches formed ahead of the device: one, so that rows wait in the batcher, where they still find company."""
+EMIT_QUEUE = 2
+
+
+class ScoringPipeline:
+    """Wires batcher, features, model, answers and ledger together.
+
+    Args:
+        decoder: records to requests.
+        batcher: when to fire.
+        lookup: store features.
+        model: warmed up.
+        writer: requests to records.
+        producer: started.
+        ledger: what may be committed.
+        metrics: counted per micro-batch.
+        on_failure: called once with the first unexpected error; must end the process.
+        max_queued_rows: above it ``submit`` waits.
+        max_in_flight_batches: micro-batches that await their acknowledgement.
+        now_s: monotonic seconds.
+        wall_s: unix seconds.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        decoder: RequestDecoder,
+        batcher: MicroBatcher,
+        lookup: ViewLookup,
+        model: ScoringModel,
+        writer: AnswerWriter,
+        producer: OutputProducer,
+        ledger: Ledger,
+        metrics: Metrics,
+        on_failure: Callable[[BaseException], None],
+        max_queued_rows: int,
+        max_in_flight_batches: int,
+        now_s: Callable[[], float] = time.monotonic,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._decoder, self._batcher, self._lookup, self._model = decoder, batcher, lookup, model
+        self._writer, self._producer, self._metrics = writer, producer, metrics
+        self.ledger = ledger
+        self._on_failure = on_failure
+        self._max_queued_rows = max_queued_rows
+        self._now_s, self._wall_s = now_s, wall_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._arrived, self._room, self._quiet = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._compute_queue: asyncio.Queue[MicroBatch] = asyncio.Queue(COMPUTE_QUEUE)
+        self._emit_queue: asyncio.Queue[MicroBatch] = asyncio.Queue(EMIT_QUEUE)
+        self._in_flight = asyncio.Semaphore(max_in_flight_batches)
+        self._acks: set[asyncio.Task[None]] = set()
+        self._stages: list[asyncio.Task[None]] = []
+        self._on_device = 0
+        self._unanswered = 0
+        self._draining = False
+        self.failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Start the stages, in the running event loop."""
+        self._room.set()
+        self._quiet.set()
+        stages = {"form": self._form(), "compute": self._compute(), "emit": self._emit()}
+        self._stages = [asyncio.create_task(self._guarded(run), name=name) for name, run in stages.items()]
+
+    async def stop(self) -> None:
+        """Stop the stages; what they hold is not answered, and so not committed."""
+        for task in [*self._stages, *self._acks]:
+            task.cancel()
+        await asyncio.gather(*self._stages, *self._acks, return_exceptions=True)
+        self._thread.shutdown(wait=False)
+
+    async def submit(self, batch: RecordBatch) -> None:
+        """Take a record batch; waits while too many rows are queued.
+
+        Raises:
+            DeliveryError: the pipeline has failed; nothing more is taken.
+
+        """
+        if self.failure is not None:
+            msg = f"the pipeline has stopped: {self.failure!r}"
+            raise DeliveryError(msg)
+        requests = self._decoder.decode(batch)
+        requests.arrived_s = batch.received_s
+        requests.decoded_s = self._now_s()
+        self.ledger.deliver((batch.topic, batch.partition), batch.start_offset, batch.next_offset)
+        self._metrics.count("consumed", len(batch))
+        for fault in requests.dead.values():
+            self._metrics.count("undecodable", error_class=fault.error_class)
+        deadline_s = math.inf
+        if batch.headers and len(requests):
+            deadline_s = requests.decoded_s + float(requests.deadline_ms.min()) / 1000 - self._wall_s()
+        self._unanswered += 1
+        self._quiet.clear()
+        self._batcher.add(requests, rows=len(requests), now_s=requests.decoded_s, deadline_s=deadline_s)
+        self._arrived.set()
+        if self._batcher.waiting_rows >= self._max_queued_rows:
+            self._room.clear()
+            await self._room.wait()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Fire what waits and wait until all is answered; False when the time was too short."""
+        self._draining = True
+        self._arrived.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._quiet.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._draining = False
+        return True
+
+    def revoke(self, partitions: set[Partition] | None) -> None:
+        """These partitions (all when None) are no longer ours; what is left of them will not be committed."""
+        self.ledger.revoke(partitions)
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait in the batcher."""
+        return self._batcher.waiting_rows
+
+    async def _guarded(self, stage: object) -> None:
+        try:
+            await stage  # type: ignore[misc]
+        except asyncio.CancelledError:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - crash-only: whatever it is, nothing may be committed after it
+            self._fail(exc)
+
+    def _fail(self, exc: BaseException) -> None:
+        if self.failure is None:
+            self.failure = exc
+            log.critical("scoring stops: %r", exc, exc_info=exc)
+            self._room.set()
+            self._on_failure(exc)
+
+    async def _form(self) -> None:
+        while True:
+            reason = await self._fire()
+            batch = form(self._batcher.take(), reason, now_s=self._now_s(), now_ms=int(self._wall_s() * 1000))
+            if self._batcher.waiting_rows < self._max_queued_rows:
+                self._room.set()
+            if self._lookup.is_needed and len(batch.live):
+                batch.lookup = await self._lookup.fetch(batch.features, batch.event_time_us[batch.live])
+                if batch.lookup.error is not None:
+                    self._metrics.count("store_failures")
+            batch.marks_s["features"] = self._now_s()
+            await self._compute_queue.put(batch)
+
+    async def _fire(self) -> FireReason:
+        while True:
+            self._arrived.clear()
+            now_s = self._now_s()
+            idle = self._on_device == 0 and self._compute_queue.empty()
+            reason = self._batcher.fire_reason(now_s=now_s, device_idle=idle)
+            if reason is not None:
+                return FireReason.SHUTDOWN if self._draining and reason is FireReason.IDLE else reason
+            wait_s = self._batcher.wake_at_s() - now_s
+            try:
+                async with asyncio.timeout(None if math.isinf(wait_s) else max(wait_s, 0.0)):
+                    await self._arrived.wait()
+            except TimeoutError:
+                continue
+
+    async def _compute(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._compute_queue.get()
+            expire(batch, int(self._wall_s() * 1000))
+            self._on_device = 1
+            batch.marks_s["start"] = self._now_s()
+            await loop.run_in_executor(self._thread, compute, batch, self._model)
+            self._on_device = 0
+            self._arrived.set()  # the device is idle: the batcher may fire
+            await self._emit_queue.put(batch)
+
+    async def _emit(self) -> None:
+        while True:
+            batch = await self._emit_queue.get()
+            await self._in_flight.acquire()
+            served_at_us = int(self._wall_s() * 1_000_000)
+            predictions = self._writer.predictions(batch, served_at_us)
+            timings = self._timings(batch, self._now_s())
+            scores = self._writer.scores(batch, timings, served_at_us)
+            sent = []
+            for part, boxes in zip(batch.parts, self._writer.outboxes(batch, scores, predictions), strict=True):
+                futures = [
+                    await self._producer.send(b.topic, b.partition, b.keys, b.values, b.headers) for b in boxes if b.values
+                ]
+                sent.append((part, futures))
+            self._batcher.learn_cost(self._now_s() - batch.fired_s)
+            task = asyncio.create_task(self._guarded(self._acknowledge(batch, timings, sent)))
+            self._acks.add(task)
+            task.add_done_callback(self._acks.discard)
+
+    async def _acknowledge(self, batch: MicroBatch, timings: Timings, sent: list) -> None:  # type: ignore[type-arg]
+        for part, futures in sent:
+            for future in futures:
+                await future
+            raw = part.requests.batch
+            self.ledger.answer((raw.topic, raw.partition), part.first_offset, part.next_offset)
+            if part.end == len(part.requests):
+                self._unanswered -= 1
+        self._in_flight.release()
+        if not self._unanswered:
+            self._quiet.set()
+        self._count(batch, timings)
+
+    def _count(self, batch: MicroBatch, timings: Timings) -> None:
+        if not len(batch):
+            return
+        bucket = int(batch.predictions.bucket.max()) if batch.predictions and len(batch.live) else 0
+        self._metrics.observe_batch(
+            statuses=batch.status,
+            stage_us=timings.stages,
+            total_us=timings.total,
+            rows_on_device=batch.device_rows,
+            bucket=max(bucket, batch.device_rows),
+            reason=batch.reason if batch.device_rows else FireReason.NONE,
+            model_name=self._model.spec.name,
+            model_version=str(self._model.spec.version),
+        )
+        copies = int(np.isin(batch.status, (Status.INVALID, Status.ERROR)).sum())
+        if copies:
+            self._metrics.count("dead_letter_copies", copies)
+
+    def _timings(self, batch: MicroBatch, now_s: float) -> Timings:
+        """Stages in micros, so that they add up: what no other stage claims is queueing."""
+        count = len(batch)
+        arrived = np.concatenate([np.full(len(p), p.requests.arrived_s) for p in batch.parts])
+        decoded = np.concatenate([np.full(len(p), p.requests.decoded_s) for p in batch.parts])
+        marks = batch.marks_s
+        spans = {
+            "features": marks["features"] - batch.fired_s,
+            "preprocess": marks["preprocess"] - marks["start"],
+            "inference": marks["inference"] - marks["preprocess"],
+            "postprocess": marks["postprocess"] - marks["inference"],
+            "emit": now_s - marks["postprocess"],
+        }
+        stages = {name: np.full(count, _us(span)) for name, span in spans.items()}
+        stages["ingest"] = np.maximum(((decoded - arrived) * 1e6).astype(np.int64), 0)
+        total = np.maximum(((now_s - arrived) * 1e6).astype(np.int64), 0)
+        stages["queue"] = np.maximum(total - sum(stages.values()), 0)
+        return Timings({name: stages[name] for name in STAGES}, np.sum([stages[n] for n in STAGES], axis=0))
+
+
+def _us(span_s: float) -> int:
+    return max(int(span_s * 1e6), 0)

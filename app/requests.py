@@ -1,0 +1,371 @@
+"""From a record batch to checked request columns.
+
+A value that cannot be decoded becomes a dead letter; a decodable request that does not fit the model becomes INVALID.
+Several schema versions may share a batch: each id is resolved once into a plan, and the rows are put back in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from schemas.columns import Column, EnumColumn, NumberColumn, RecordColumn, TextColumn, concat
+from schemas.records import Status
+from schemas.wire import HEADER_BYTES, NOT_FRAMED, schema_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from app.models.spec import Feature, ModelSpec
+    from schemas.columnar import Decoder
+    from schemas.records import Headers, RecordBatch
+    from schemas.registry import SchemaBook
+
+NO_DEADLINE = np.iinfo(np.int64).max
+DEADLINE_HEADER = "x-deadline-unix-ms"
+VERSION_HEADER = "x-model-version"
+LABEL_HEADER = "x-model-label"
+TEXTS, TIMES = {"category"}, {"time"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a record is a dead letter, or a request INVALID or ERROR."""
+
+    stage: str
+    error_class: str
+    message: str
+
+
+@dataclass(slots=True)
+class Requests:
+    """The decodable requests of one record batch, in offset order, and its dead letters.
+
+    Attributes:
+        batch: the raw records.
+        rows: shape (n,), place of each request in the batch.
+        request_id: n ids.
+        entity_id: n ids.
+        event_time_us: shape (n,), UTC micros.
+        features: request features by name, canonical types, n rows each.
+        status: shape (n,), int8 of ``Status``: OK or INVALID.
+        faults: request row to why it is not OK.
+        dead: batch row to why it is a dead letter.
+        deadline_ms: shape (n,), unix ms; ``NO_DEADLINE`` where there is none.
+        arrived_s: monotonic seconds at which the transport handed the batch over.
+        decoded_s: monotonic seconds at which it was decoded.
+
+    """
+
+    batch: RecordBatch
+    rows: NDArray[np.int64]
+    request_id: TextColumn
+    entity_id: TextColumn
+    event_time_us: NDArray[np.int64]
+    features: dict[str, Column]
+    status: NDArray[np.int8]
+    faults: dict[int, Fault] = field(default_factory=dict)
+    dead: dict[int, Fault] = field(default_factory=dict)
+    deadline_ms: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    arrived_s: float = 0.0
+    decoded_s: float = 0.0
+
+    def __len__(self) -> int:
+        """Number of decodable requests."""
+        return len(self.rows)
+
+    def __hash__(self) -> int:
+        """By identity: a segment is one fetch, never equal to another."""
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        """By identity."""
+        return self is other
+
+    def refuse(self, row: int, fault: Fault, status: Status = Status.INVALID) -> None:
+        """Give a request its status; the first fault counts."""
+        if self.status[row] == Status.OK:
+            self.status[row] = status
+            self.faults[row] = fault
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    decoder: Decoder
+    error: Fault | None
+
+
+class RequestDecoder:
+    """Decodes and checks requests for one model.
+
+    Args:
+        book: resolves schema ids.
+        spec: the model's signature.
+        max_request_bytes: a larger value is a dead letter.
+
+    """
+
+    def __init__(self, book: SchemaBook, spec: ModelSpec, *, max_request_bytes: int) -> None:
+        self._book = book
+        self._spec = spec
+        self._features = [f for f in spec.features if f.source == "request"]
+        self._max_request_bytes = max_request_bytes
+        self._plans: dict[int, _Plan | Fault] = {}
+
+    def decode(self, batch: RecordBatch) -> Requests:
+        """Every record of the batch, either as a request or as a dead letter; never raises for what is in a record."""
+        dead: dict[int, Fault] = {}
+        ids = schema_ids(batch.values)
+        self._mark_oversized(batch, ids, dead)
+        groups: list[tuple[NDArray[np.int64], RecordColumn, dict[str, Column] | Fault]] = []
+        for schema_id in np.unique(ids):
+            members = np.flatnonzero(ids == schema_id)
+            group = self._decode_group(batch, int(schema_id), members, dead)
+            if group is not None:
+                groups.append(group)
+        if not groups:
+            return self._assembled(batch, np.zeros(0, np.int64), [], dead)
+        order = np.argsort(np.concatenate([rows for rows, _, _ in groups]), kind="stable")
+        return self._assembled(batch, order, groups, dead)
+
+    def _mark_oversized(self, batch: RecordBatch, ids: NDArray[np.int64], dead: dict[int, Fault]) -> None:
+        for row, value in enumerate(batch.values):
+            if value is not None and len(value) > self._max_request_bytes:
+                ids[row] = NOT_FRAMED
+                message = f"{len(value)} bytes; at most {self._max_request_bytes} (SLUICE_DELIVERY__MAX_REQUEST_BYTES)"
+                dead[row] = Fault("decode", "OversizedRecord", message)
+
+    def _decode_group(
+        self, batch: RecordBatch, schema_id: int, members: NDArray[np.int64], dead: dict[int, Fault]
+    ) -> tuple[NDArray[np.int64], RecordColumn, dict[str, Column] | Fault] | None:
+        plan = _not_framed(batch, members, dead) if schema_id == NOT_FRAMED else self._plan(schema_id)
+        if plan is None:
+            return None
+        if isinstance(plan, Fault):
+            dead.update(dict.fromkeys(members.tolist(), plan))
+            return None
+        whole = len(members) == len(batch.values)
+        values = batch.values if whole else [batch.values[i] for i in members.tolist()]
+        decoded = plan.decoder.decode(values, skip_bytes=HEADER_BYTES)  # type: ignore[arg-type]
+        columns = decoded.columns
+        if decoded.errors:
+            for row, reason in decoded.errors.items():
+                dead[int(members[row])] = Fault("decode", "UndecodableRecord", reason)
+            good = np.setdiff1d(np.arange(len(members)), np.fromiter(decoded.errors, np.int64))
+            if not len(good):
+                return None
+            members, columns = members[good], columns.take(good)
+        return members, columns, plan.error or self._canonical(columns)
+
+    def _plan(self, schema_id: int) -> _Plan | Fault:
+        plan = self._plans.get(schema_id)
+        if plan is None:
+            plan = self._new_plan(schema_id)
+            if len(self._plans) < 4096:  # noqa: PLR2004 - ids come from outside: the cache is bounded
+                self._plans[schema_id] = plan
+        return plan
+
+    def _new_plan(self, schema_id: int) -> _Plan | Fault:
+        schema, decoder = self._book.schema(schema_id), self._book.decoder(schema_id)
+        if schema is None:
+            message = f"schema id {schema_id} is unknown; register the schema, or put its .avsc into the schema folder"
+            return Fault("schema", "UnknownSchema", message)
+        if decoder is None:
+            return Fault("schema", "RefusedSchema", f"schema id {schema_id} is recursive or has items without bytes")
+        fields = {f["name"]: f["type"] for f in schema.get("fields", [])}
+        wanted = {"request_id": "string", "entity_id": "string"}
+        features = fields.get("features")
+        if any(fields.get(n) != t for n, t in wanted.items()) or not isinstance(features, dict) \
+                or features.get("type") != "record" or "event_time" not in fields:  # fmt: skip
+            message = f"schema id {schema_id} is {schema.get('name')}, not a score request"
+            return Fault("schema", "WrongSchema", message)
+        return _Plan(decoder, self._type_fault(features))
+
+    def _type_fault(self, features: dict[str, object]) -> Fault | None:
+        given = {f["name"]: _value_type(f["type"]) for f in features["fields"]}  # type: ignore[attr-defined]
+        for feature in self._features:
+            found = given.get(feature.name)
+            if found is not None and found not in _accepted(feature):
+                message = f"feature {feature.name}: {found} in the schema, the model wants {feature.type}"
+                return Fault("schema", "WrongType", message)
+        return None
+
+    def _canonical(self, columns: RecordColumn) -> dict[str, Column]:
+        given = columns.fields["features"]
+        assert isinstance(given, RecordColumn)
+        return {f.name: _canonical_column(f, given.fields.get(f.name), columns.count) for f in self._features}
+
+    def _assembled(
+        self,
+        batch: RecordBatch,
+        order: NDArray[np.int64],
+        groups: list[tuple[NDArray[np.int64], RecordColumn, dict[str, Column] | Fault]],
+        dead: dict[int, Fault],
+    ) -> Requests:
+        count = len(order)
+        whole = len(groups) == 1
+
+        def merged(columns: Sequence[Column]) -> Column:
+            return columns[0] if whole else concat(columns).take(order)
+
+        if not groups:
+            empty = TextColumn.from_values([])
+            none = np.zeros(0, np.int64)
+            return Requests(batch, none, empty, empty, none, {}, np.zeros(0, np.int8), dead=dead, deadline_ms=none)
+        rows = np.concatenate([r for r, _, _ in groups])[order]
+        faults = [f if isinstance(f, Fault) else None for _, _, f in groups]
+        absent = {f.name: f for f in self._features}
+        features = {
+            name: merged([
+                _canonical_column(feature, None, len(r)) if isinstance(cols, Fault) else cols[name]
+                for r, _, cols in groups
+            ])
+            for name, feature in absent.items()
+        }  # fmt: skip
+        request_id = merged([c.fields["request_id"] for _, c, _ in groups])
+        entity_id = merged([c.fields["entity_id"] for _, c, _ in groups])
+        event_time = merged([c.fields["event_time"] for _, c, _ in groups])
+        assert isinstance(request_id, TextColumn) and isinstance(entity_id, TextColumn)  # noqa: PT018
+        assert isinstance(event_time, NumberColumn)
+        requests = Requests(
+            batch, rows, request_id, entity_id, event_time.values.astype(np.int64), features,
+            np.zeros(count, np.int8), dead=dead, deadline_ms=np.full(count, NO_DEADLINE),
+        )  # fmt: skip
+        origin = np.concatenate([np.full(len(r), i) for i, (r, _, _) in enumerate(groups)])[order]
+        for i, fault in enumerate(faults):
+            if fault is not None:
+                for row in np.flatnonzero(origin == i).tolist():
+                    requests.refuse(row, fault)
+        models = [c.fields.get("model") for _, c, _ in groups]
+        self._check_model(requests, merged([_model_column(m, len(r)) for m, (r, _, _) in zip(models, groups, strict=True)]))
+        self._check_keys(requests)
+        self._check_features(requests)
+        if batch.headers:
+            self._read_headers(requests)
+        return requests
+
+    def _check_model(self, requests: Requests, model: Column) -> None:
+        assert isinstance(model, TextColumn)
+        if model.valid is not None and not model.valid.any():
+            return
+        other = model.codes((self._spec.name,), unknown=-1) < 0
+        if model.valid is not None:
+            other &= model.valid
+        message = f"another model than {self._spec.name} is asked for, and it is not live here"
+        for row in np.flatnonzero(other).tolist():
+            requests.refuse(row, Fault("schema", "UnknownModel", message))
+
+    def _check_keys(self, requests: Requests) -> None:
+        rows = requests.rows.tolist()
+        keys = requests.batch.keys
+        fault = Fault("schema", "KeyMismatch", "the record's key is not its entity_id; produce with key=entity_id")
+        for row, (place, entity) in enumerate(zip(rows, requests.entity_id.to_bytes_list(), strict=True)):
+            if keys[place] != entity:
+                requests.refuse(row, fault)
+        nameless = Fault("schema", "EmptyRequestId", "request_id is empty; an outcome could never be joined to it")
+        for row in np.flatnonzero(requests.request_id.lengths == 0).tolist():
+            requests.refuse(row, nameless)
+
+    def _check_features(self, requests: Requests) -> None:
+        for feature in self._features:
+            column = requests.features[feature.name]
+            valid = column.valid if isinstance(column, NumberColumn | TextColumn) else None
+            if feature.required and valid is not None:
+                fault = Fault("schema", "MissingFeature", f"feature {feature.name} is required and null or absent")
+                for row in np.flatnonzero(~valid).tolist():
+                    requests.refuse(row, fault)
+            if isinstance(column, NumberColumn) and column.values.dtype.kind == "f":
+                odd = ~np.isfinite(column.values)
+                if valid is not None:
+                    odd &= valid
+                fault = Fault("schema", "NotFinite", f"feature {feature.name} is NaN or infinite; send null for unknown")
+                for row in np.flatnonzero(odd).tolist():
+                    requests.refuse(row, fault)
+
+    def _read_headers(self, requests: Requests) -> None:
+        version = str(self._spec.version).encode()
+        for row, place in enumerate(requests.rows.tolist()):
+            for name, value in requests.batch.headers[place]:
+                if name == DEADLINE_HEADER:
+                    _read_deadline(requests, row, value)
+                elif name == VERSION_HEADER and value != version:
+                    message = f"version pinned by {VERSION_HEADER} is not live; live is {self._spec.version}"
+                    requests.refuse(row, Fault("schema", "UnknownVersion", message))
+                elif name == LABEL_HEADER and value != b"champion":
+                    message = f"label pinned by {LABEL_HEADER} is not live; live is champion"
+                    requests.refuse(row, Fault("schema", "UnknownLabel", message))
+
+
+def own_headers(headers: Headers) -> Headers:
+    """The headers that an answer hands on: trace context and request id."""
+    return tuple(h for h in headers if h[0] in {"traceparent", "tracestate", "x-request-id"})
+
+
+def _not_framed(batch: RecordBatch, members: NDArray[np.int64], dead: dict[int, Fault]) -> None:
+    for row in members.tolist():
+        value = batch.values[row]
+        if row in dead:
+            continue
+        if not value:
+            dead[row] = Fault("decode", "EmptyRecord", "the value is empty; a request is a Confluent-framed Avro record")
+        else:
+            message = "the value does not start with a zero byte and a schema id (Confluent frame)"
+            dead[row] = Fault("decode", "NotFramed", message)
+
+
+def _read_deadline(requests: Requests, row: int, value: bytes | None) -> None:
+    try:
+        requests.deadline_ms[row] = int(value or b"")
+    except (ValueError, OverflowError):
+        message = f"header {DEADLINE_HEADER} is no integer of milliseconds"
+        requests.refuse(row, Fault("schema", "BadDeadline", message))
+
+
+def _value_type(avro_type: object) -> str:
+    if isinstance(avro_type, list):
+        inner = [t for t in avro_type if t != "null"]
+        return _value_type(inner[0]) if len(inner) == 1 else "union"
+    if isinstance(avro_type, dict):
+        return str(avro_type["type"]) if avro_type["type"] in _SCALARS else str(avro_type.get("type"))
+    return str(avro_type)
+
+
+_SCALARS = {"int", "long", "float", "double", "string", "boolean", "enum"}
+
+
+def _accepted(feature: Feature) -> set[str]:
+    return {
+        "number": {"int", "long", "float", "double"},
+        "category": {"string", "enum"},
+        "time": {"long"},
+        "flag": {"boolean"},
+    }[feature.type]
+
+
+def _canonical_column(feature: Feature, column: Column | None, count: int) -> Column:
+    if column is None:
+        gone = np.zeros(count, bool)
+        if feature.type in TEXTS:
+            return TextColumn(np.zeros(0, np.uint8), np.zeros(count, np.int64), np.zeros(count, np.int64), gone)
+        return NumberColumn(np.zeros(count, _dtype(feature)), gone)
+    if isinstance(column, EnumColumn):
+        text = TextColumn.from_codes(column.codes, column.symbols)
+        return TextColumn(text.data, text.starts, text.lengths, column.valid)
+    if isinstance(column, NumberColumn):
+        return NumberColumn(column.values.astype(_dtype(feature), copy=False), column.valid)
+    return column
+
+
+def _dtype(feature: Feature) -> type[np.generic]:
+    return {"time": np.int64, "flag": np.bool_}.get(feature.type, np.float64)
+
+
+def _model_column(column: Column | None, count: int) -> TextColumn:
+    if isinstance(column, TextColumn):
+        return column
+    zeros = np.zeros(count, np.int64)
+    return TextColumn(np.zeros(0, np.uint8), zeros, zeros, np.zeros(count, bool))

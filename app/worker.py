@@ -1,0 +1,48 @@
+"""Runs one Faust app in this process, on uvloop, until a signal ends it."""
+
+from __future__ import annotations
+
+import logging.config
+from typing import Any
+
+import mode.loop
+
+mode.loop.use("uvloop")  # before anything makes an event loop
+
+import faust  # noqa: E402
+
+from app import main  # noqa: E402
+from app.settings import load_settings  # noqa: E402
+
+
+def run_worker(role: str, log_level: str) -> None:
+    """Build and run the app of a role; returns never, the exit code says how it ended.
+
+    Args:
+        role: scoring or monitor.
+        log_level: of the root logger.
+
+    Raises:
+        SluiceError: the app cannot be built; the message says why and what to do.
+
+    """
+    config = logging_config(log_level.upper())
+    logging.config.dictConfig(config)
+    builders = {"scoring": main.build_scoring, "monitor": main.build_monitor}
+    app = builders[role](load_settings())
+    faust.Worker(
+        app, loglevel=log_level.upper(), logging_config=config, redirect_stdouts=False, quiet=True
+    ).execute_from_commandline()
+
+
+def logging_config(level: str) -> dict[str, Any]:
+    """One line a record on standard error; the libraries below us speak from WARNING on."""
+    chatty = dict.fromkeys(("aiokafka", "faust", "mode"), {"level": "WARNING"})
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": "%(asctime)s %(levelname)-8s %(name)s: %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "root": {"level": level, "handlers": ["stderr"]},
+        "loggers": chatty,
+    }
