@@ -343,7 +343,7 @@ def _record_default(value: dict[str, Json], shape: Record, path: str) -> dict[st
     return result
 
 
-def _primitive_default(value: Json, name: str, path: str) -> Value:
+def _primitive_default(value: Json, name: str, path: str) -> Value:  # noqa: PLR0911 - one return a type
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if name == "null" and value is None:
         return None

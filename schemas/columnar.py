@@ -67,8 +67,11 @@ class Decoder:
     r"""Reads records of one writer schema as columns of one reader schema.
 
     A bad record (truncated, bytes left over, a lying length or count, a malformed varint, an index out of range, text
-    that is not UTF-8) spoils its own row only. Memory: below 200 bytes for each byte of input (the worst is an array
-    of one-byte items), plus 200 bytes a row and field; ordinary records take about 5 bytes a byte.
+    that is not UTF-8) spoils its own row only.
+
+    Memory: below 200 bytes for each byte of input (measured worst: 115, an array of empty strings), plus 200 bytes a
+    row and field; ordinary records take about 5 bytes a byte. Time: at most about 1 us a byte, for a lone record of
+    many tiny items; ordinary records 2 ns a byte.
 
     Attributes:
         vectorised: False when a part of the schema is read value by value (unions of several types, null fields,
@@ -109,7 +112,7 @@ class Decoder:
             values: n values.
             skip_bytes: bytes before each record, unread; 5 is the Confluent frame.
 
-        Cost: about 0.3 us a row for a request of twelve features; about 0.1 ms a batch.
+        Cost: about 0.2 us a row for a request of twelve features; about 0.1 ms a batch.
 
         """
         if not values:
@@ -165,7 +168,7 @@ class Encoder:
             ValueError: a column is missing, of the wrong type or length, or holds a value that the schema cannot;
                 names the field's path.
 
-        Cost: about 0.3 us a row for a score; about 0.2 ms a batch.
+        Cost: about 0.5 us a row for a score; about 0.3 ms a batch.
 
         """
         return encode_batch(self._shape, columns, prefix)

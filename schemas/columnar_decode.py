@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PATIENT_STEPS = 16
-_WORTHWHILE_ROWS = 256
-"""After this many steps, one more must serve this many rows; so steps are bounded by 16 + items / 256."""
+_WORTHWHILE_ROWS = 96
+"""After this many steps, one more must serve this many rows; so steps are bounded by 16 + items / 96."""
 
 _DENSE_BYTES = 64
 """Packed varints are found by looking at every byte, which may cost this many bytes an item."""
@@ -321,7 +321,9 @@ class _Items(Reader):
     def _read_items(self, cursors: Cursors, counts: Ints) -> tuple[Ints, Column]:
         """How many items each row gave, and the items, row by row."""
         if isinstance(self.item, _Floats):
-            return counts, _read_floats(cursors, counts, self.item.name)
+            return counts, NumberColumn(_read_fixed(cursors, counts, _FORMATS[self.item.name]))
+        if isinstance(self.item, _Booleans):
+            return counts, _read_booleans(cursors, counts)
         if isinstance(self.item, (_Integers, _Symbols)) and _is_dense(cursors, counts):
             return _read_packed(cursors, counts, self.item)
         return self._read_rounds(cursors, counts)
@@ -371,13 +373,21 @@ def _by_owner(parts: list[Column], owners: list[Ints]) -> Column:
     return concat(parts).take(np.argsort(np.concatenate(owners), kind="stable"))
 
 
-def _read_floats(cursors: Cursors, counts: Ints, name: str) -> Column:
-    view = window(cursors.buffer, _FORMATS[name])
+def _read_fixed(cursors: Cursors, counts: Ints, dtype: str) -> NDArray[Any]:
+    view = window(cursors.buffer, dtype)
     width = view.itemsize
     nth = expand_ranges(np.zeros(counts.size, dtype=np.int64), counts)
-    values = view[np.repeat(cursors.position, counts) + width * nth]
+    values: NDArray[Any] = view[np.repeat(cursors.position, counts) + width * nth]
     cursors.position = cursors.position + width * counts
-    return NumberColumn(values)
+    return values
+
+
+def _read_booleans(cursors: Cursors, counts: Ints) -> Column:
+    values = _read_fixed(cursors, counts, "<u1")
+    if int(values.max()) > 1:
+        owners = np.repeat(np.arange(counts.size), counts)
+        cursors.fail(np.unique(owners[values > 1]), avro_scalar.BAD_BOOLEAN)
+    return NumberColumn(values == 1)
 
 
 def _is_dense(cursors: Cursors, counts: Ints) -> bool:
