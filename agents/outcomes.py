@@ -155,7 +155,8 @@ class OutcomeMonitor:
         self._want_idle_reports()
         if self._wanted_reports and (self._report_task is None or self._report_task.done()):
             key = next(iter(self._wanted_reports))
-            self._report_task = asyncio.create_task(self._report(key, final=self._wanted_reports.pop(key)), name="report")
+            final = self._wanted_reports.pop(key)
+            self._report_task = asyncio.create_task(self._report(key, final=final), name="report")
 
     async def stop(self) -> None:
         """Stop a report that is being written, and release all stores."""

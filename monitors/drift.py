@@ -86,6 +86,10 @@ class FeatureReference:
         found[missing] = self._missing
         return found
 
+    def count(self, values: pd.Series[Any]) -> NDArray[np.int64]:
+        """How many values of a frame's column fall in each bin, shape (bins,)."""
+        return np.bincount(self.assign(as_column(self.kind, values), len(values)), minlength=self.bins)
+
     @property
     def _missing(self) -> int:
         return self.bins - (2 if self.kind in {"number", "category"} else 1)
@@ -131,7 +135,7 @@ class Reference:
             msg = "the reference has no rows or no column score; pack the bundle again with a scored reference frame"
             raise ValueError(msg)
         names = [str(name) for name in frame.columns if name not in NOT_FEATURES]
-        features = tuple(_freeze(name, frame[name]) for name in names)
+        features = tuple(freeze(name, frame[name]) for name in names)
         return cls(features, _freeze_numbers("score", frame["score"].to_numpy(dtype=np.float64)), len(frame))
 
     def layout(self) -> Layout:
@@ -273,20 +277,38 @@ def _judge(measured: Verdict, adjusted: float) -> Verdict:
     return Verdict(measured.psi, measured.p_value, large and adjusted < FALSE_DISCOVERY_RATE, measured.missing_share)
 
 
-def _freeze(name: str, values: pd.Series[Any]) -> FeatureReference:
+def freeze(name: str, values: pd.Series[Any]) -> FeatureReference:
+    """Freeze the bins of one reference column; see ``Reference.from_frame`` for the kinds."""
+    kind = kind_of(values)
+    column = as_column(kind, values)
+    if isinstance(column, TextColumn):
+        return _freeze_categories(name, column.to_list())
+    if kind == "number":
+        return _freeze_numbers(name, column.values)
+    return _counted(FeatureReference(name, kind), column)
+
+
+def kind_of(values: pd.Series[Any]) -> Kind:
+    """Kind of feature that a frame's column holds, by its type."""
     if pd.api.types.is_bool_dtype(values.dtype):
-        return _counted(FeatureReference(name, "flag"), NumberColumn(values.to_numpy(dtype=bool)))
+        return "flag"
     if pd.api.types.is_float_dtype(values.dtype):
-        return _freeze_numbers(name, values.to_numpy(dtype=np.float64, na_value=np.nan))
+        return "number"
     if pd.api.types.is_integer_dtype(values.dtype):
-        present = values.notna().to_numpy()
-        whole = values.fillna(0).to_numpy(dtype=np.int64)
-        return _counted(FeatureReference(name, "time"), NumberColumn(whole, present))
-    plain = [None if v is None or v is pd.NA or v != v else v for v in values.tolist()]  # noqa: PLR0124 - NaN test
-    if plain and all(v is None or isinstance(v, bool) for v in plain) and any(v is not None for v in plain):
-        valid = np.array([v is not None for v in plain])
-        return _counted(FeatureReference(name, "flag"), NumberColumn(np.array([bool(v) for v in plain]), valid))
-    return _freeze_categories(name, [None if v is None else str(v) for v in plain])
+        return "time"
+    present = values.dropna()
+    return "flag" if len(present) and all(isinstance(v, bool) for v in present) else "category"
+
+
+def as_column(kind: Kind, values: pd.Series[Any]) -> NumberColumn | TextColumn:
+    """A frame's column as the bins take it."""
+    if kind == "number":
+        return NumberColumn(values.to_numpy(dtype=np.float64, na_value=np.nan))
+    present = values.notna().to_numpy()
+    if kind == "category":
+        return TextColumn.from_values([str(v) if p else None for v, p in zip(values, present, strict=True)])
+    plain = values.where(present, 0).astype(np.bool_ if kind == "flag" else np.int64)
+    return NumberColumn(plain.to_numpy(), present)
 
 
 def _freeze_numbers(name: str, values: NDArray[np.float64]) -> FeatureReference:
