@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 
 from agents.topics import SCORES
 from schemas.columns import EnumColumn, NumberColumn, TextColumn
@@ -45,7 +45,7 @@ class Answers:
 
 
 class ScoreReader:
-    """Follows `scores` from its end, or from what is there already.
+    """Follows `scores` from its end.
 
     Args:
         bootstrap_servers: of Kafka.
@@ -56,7 +56,7 @@ class ScoreReader:
     def __init__(self, bootstrap_servers: str, book: SchemaBook) -> None:
         self._book = book
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=bootstrap_servers, enable_auto_commit=False, auto_offset_reset="earliest"
+            SCORES, bootstrap_servers=bootstrap_servers, enable_auto_commit=False, auto_offset_reset="latest"
         )
 
     async def start(self) -> None:
@@ -67,10 +67,7 @@ class ScoreReader:
 
         """
         await self._consumer.start()
-        partitions = [TopicPartition(SCORES, p) for p in await self._partitions()]
-        self._consumer.assign(partitions)
-        await self._consumer.seek_to_end(*partitions)
-        for partition in partitions:  # resolves the lazy seek before anything is sent
+        for partition in self._consumer.assignment():  # the reset is lazy; it must be done before anything is sent
             await self._consumer.position(partition)
 
     async def stop(self) -> None:
@@ -96,10 +93,6 @@ class ScoreReader:
         assert isinstance(score, NumberColumn)
         scores = score.values if score.valid is None else np.where(score.valid, score.values, np.nan)
         return Answers([str(i) for i in ids.to_list()], status.codes.astype(np.int8), scores, received_s)
-
-    async def _partitions(self) -> list[int]:
-        await self._consumer._client.force_metadata_update()  # noqa: SLF001 - aiokafka has no public way without a topic
-        return sorted(self._consumer.partitions_for_topic(SCORES) or ())
 
 
 def decode_all(book: SchemaBook, values: list[bytes], topic: str) -> Decoded:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
 
 from agents.topics import REQUESTS, REQUESTS_DLQ, SCORES
 from schemas.records import Status
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from app.models.bundle import Bundle
-
-DRIFTED_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +53,10 @@ class MonthFigures:
     drifted: tuple[str, ...] | None = None
 
     def drift_text(self) -> str:
-        """How many features drifted, and the strongest ones."""
+        """Which features drifted, the strongest first."""
         if self.drifted is None:
-            return "no verdict"
-        if not self.drifted:
-            return "none"
-        shown = ", ".join(self.drifted[:DRIFTED_SHOWN])
-        more = len(self.drifted) - DRIFTED_SHOWN
-        return f"{len(self.drifted)}: {shown}" + (f" and {more} more" if more > 0 else "")
+            return "the monitor has given no verdict"
+        return ", ".join(self.drifted) or "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +148,21 @@ async def conservation(bootstrap_servers: str, answers: pd.DataFrame) -> Conserv
 
 async def record_counts(bootstrap_servers: str, topics: tuple[str, ...]) -> dict[str, int]:
     """Records that were ever written to each topic; 0 for one that is not there."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
-    await consumer.start()
+    counts = dict.fromkeys(topics, 0)
+    for topic in set(topics) & await _present(bootstrap_servers):
+        consumer = AIOKafkaConsumer(topic, bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
+        await consumer.start()
+        try:
+            counts[topic] = sum((await consumer.end_offsets(consumer.assignment())).values())
+        finally:
+            await consumer.stop()
+    return counts
+
+
+async def _present(bootstrap_servers: str) -> set[str]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
     try:
-        present = set(await consumer.topics())
-        counts = dict.fromkeys(topics, 0)
-        for topic in present & set(topics):
-            partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-            counts[topic] = sum((await consumer.end_offsets(partitions)).values())
-        return counts
+        return set(await admin.list_topics())
     finally:
-        await consumer.stop()
+        await admin.close()

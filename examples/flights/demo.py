@@ -296,15 +296,18 @@ def _show(
     verification: Verification,
 ) -> None:
     table = Table(title=f"{len(replayed.answers):,} flights in {replayed.elapsed_s:.0f} s", title_justify="left")
-    for heading in ("month", "scored", "p50 ms", "p99 ms", "late", "AUC", "AUC without store", "Brier"):
+    for heading in ("month", "scored", "p50 ms", "p99 ms", "late", "AUC", "no store", "Brier", "drifted"):
         table.add_column(heading, justify="left" if heading == "month" else "right", no_wrap=True)
-    table.add_column("drifted features", overflow="fold")
     for row in figures:
         table.add_row(
             row.month, f"{row.scored_count:,}", f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}", f"{row.late_share:.1%}",
-            f"{row.auc:.3f}", f"{row.auc_static:.3f}", f"{row.brier:.3f}", row.drift_text(),
+            f"{row.auc:.3f}", f"{row.auc_static:.3f}", f"{row.brier:.3f}",
+            "?" if row.drifted is None else str(len(row.drifted)),
         )  # fmt: skip
     demo.console.print(table)
+    demo.say('"no store": AUC of the same network without store features, on the same flights.')
+    for row in figures:
+        demo.say(f"drifted in {row.month}: {row.drift_text()}")
     demo.say(f"conservation: {account.line()}")
     for line in verification.lines():
         demo.say(f"proof: {line}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
 
     from .answers import Answers
     from .data import FlightData
-    from .features import Tick
+    from .features import Row, Tick
 
 NO_ANSWER = -1
 KEYS_A_DELETE = 1000
+LINGER_MS = 1
+"""Long enough for the records of a tick to leave in one produce request, so that the worker gets them together."""
 
 
 class ReplayError(Exception):
@@ -138,8 +140,9 @@ class Replay:
         self._reader = ScoreReader(settings.kafka.bootstrap_servers, book)
         self._writer = FeatureWriter(settings.redis.url, VIEWS)
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=settings.kafka.bootstrap_servers, acks="all", enable_idempotence=True
+            bootstrap_servers=settings.kafka.bootstrap_servers, acks="all", enable_idempotence=True, linger_ms=LINGER_MS
         )
+        self._sending: list[asyncio.Future[Any]] = []
 
     async def run(self) -> Replayed:
         """Plays it.
@@ -180,21 +183,23 @@ class Replay:
                 Progress(tick.start_us, self._ledger.answered_count, len(self._ledger), elapsed_s)
             )
         await self._send_outcomes(self._outcome_place)
+        await self._acknowledged()
         return Replayed(self._ledger.table(), len(self._outcomes.values), tick_count, time.monotonic() - started_s)
 
     async def _load_store(self, tick: Tick) -> None:
         """Everything that is known before the first tick; rows of an earlier replay would tell the future."""
         await forget_rows(self._settings.redis.url)
         self._state.advance(self._facts.arrivals(tick.arrivals), self._facts.weather(tick.weather))
-        for view, rows in view_rows(self._state.rows):
-            await self._writer.put(view, rows)
+        await self._write(self._state.rows)
 
     async def _publish(self, tick: Tick) -> None:
         """What became known since the last tick: to the store, and as outcomes."""
         changed = self._state.advance(self._facts.arrivals(tick.arrivals), self._facts.weather(tick.weather))
-        for view, rows in view_rows(changed):
-            await self._writer.put(view, rows)
+        await self._write(changed)
         await self._send_outcomes([flight for flight in tick.arrivals.tolist() if flight in self._outcome_place])
+
+    async def _write(self, rows: dict[str, dict[str, Row]]) -> None:
+        await asyncio.gather(*(self._writer.put(view, changed) for view, changed in view_rows(rows)))
 
     async def _send_outcomes(self, flights: Sequence[int] | dict[int, int]) -> None:
         places = [self._outcome_place[flight] for flight in flights]
@@ -204,8 +209,12 @@ class Replay:
 
     async def _send(self, topic: str, messages: Messages, places: Sequence[int]) -> None:
         keys, values = messages.keys, messages.values
-        sent = [await self._producer.send(topic, key=keys[place], value=values[place]) for place in places]
-        await asyncio.gather(*sent)
+        self._sending += [await self._producer.send(topic, key=keys[place], value=values[place]) for place in places]
+
+    async def _acknowledged(self) -> None:
+        """All that was sent is with the broker."""
+        sending, self._sending = self._sending, []
+        await asyncio.gather(*sending)
 
     async def _pace(self, started_s: float, event_us: int) -> None:
         if self._options.speed is not None:
@@ -214,16 +223,16 @@ class Replay:
     async def _ask(self, tick: Tick) -> None:
         places = tick.departures - self._first
         self._ledger.ask(places.tolist(), time.monotonic())
-        sending = asyncio.ensure_future(self._send(REQUESTS, self._requests, places.tolist()))
         try:
             async with asyncio.timeout(self._options.answer_timeout_s):
+                await self._send(REQUESTS, self._requests, places.tolist())
                 while self._ledger.waiting_count:
                     answers = await self._reader.fetch()
                     if answers is not None:
                         self._ledger.take(answers)
                     else:
                         self._options.check()
-                await sending
+                await self._acknowledged()
         except TimeoutError as exc:
             when = pd.Timestamp(tick.start_us, unit="us")
             msg = (
@@ -231,8 +240,6 @@ class Replay:
                 f"{self._options.answer_timeout_s:.0f} s; look at the scoring worker's log and at its /v2/health/ready"
             )
             raise ReplayError(msg) from exc
-        finally:
-            sending.cancel()
 
 
 class _Ledger:
