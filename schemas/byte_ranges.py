@@ -68,17 +68,24 @@ def words(data: Bytes, starts: Ints, lengths: Ints, count: int) -> Words:
 
     """
     width = 8 * count
+    table = _leading_words(data, starts, count)
+    table &= _byte_masks(count)[np.minimum(lengths, width)].view(np.uint64).reshape(table.shape)
+    return table
+
+
+def _leading_words(data: Bytes, starts: Ints, count: int) -> Words:
+    """As ``words``, with whatever lies behind the ranges."""
+    width = 8 * count
     reach = int(starts.max(initial=0)) + width
     found = window(padded(data, reach), f"V{width}")[starts]
-    table = np.ascontiguousarray(found).view(np.uint64).reshape(starts.size, count)
-    return table & _byte_masks(count)[np.minimum(lengths, width)]
+    return found.view(np.uint64).reshape(starts.size, count)
 
 
 @lru_cache(maxsize=8)
-def _byte_masks(count: int) -> Words:
-    """Row ``k`` keeps the first ``k`` of ``8 * count`` bytes; shape (8 * count + 1, count)."""
+def _byte_masks(count: int) -> NDArray[Any]:
+    """Element ``k`` keeps the first ``k`` of ``8 * count`` bytes; shape (8 * count + 1,), as raw elements."""
     kept = np.tri(8 * count + 1, 8 * count, -1, dtype=np.uint8) * np.uint8(255)
-    return kept.view(np.uint64)
+    return kept.view(f"V{8 * count}").reshape(-1)
 
 
 def copy_ranges(source: Bytes, starts: Ints, lengths: Ints, target: Bytes, places: Ints) -> None:
@@ -164,7 +171,9 @@ def not_utf8(data: Bytes, starts: Ints, lengths: Ints) -> Ints:
         return np.zeros(0, dtype=np.int64)
     longest = int(lengths.max())
     size = next((count for count in (1, 2) if longest <= 8 * count), SHORT_BYTES // 8)
-    high = words(data, starts, lengths, size) & _HIGH_BIT
+    high = _leading_words(data, starts, size) & _HIGH_BIT
+    if high.any():  # perhaps only behind the ranges
+        high &= _byte_masks(size)[np.minimum(lengths, 8 * size)].view(np.uint64).reshape(high.shape)
     if longest <= SHORT_BYTES and not high.any():
         return np.zeros(0, dtype=np.int64)
     rows = np.flatnonzero(high.any(axis=1) | (lengths > SHORT_BYTES))

@@ -22,7 +22,7 @@ from schemas.columnar_decode import blank_column
 ENUM = {"type": "enum", "name": "E", "symbols": ["A", "B", "C"]}
 
 
-def record(*types: Any) -> dict[str, Any]:
+def record(*types: Value) -> dict[str, Any]:
     """A record schema with fields f0, f1, ... of the given types."""
     return {"type": "record", "name": "R", "fields": [{"name": f"f{k}", "type": t} for k, t in enumerate(types)]}
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fastavro
 import numpy as np
 import pytest
 
-from schemas.avro_plan import Value
 from schemas.columnar import Decoder, EnumColumn, NumberColumn, SchemaNotSupported, TextColumn, to_python
+
+if TYPE_CHECKING:
+    from schemas.avro_plan import Value
 
 
 def record(*fields: dict[str, Any], name: str = "R") -> dict[str, Any]:
@@ -19,12 +21,12 @@ def record(*fields: dict[str, Any], name: str = "R") -> dict[str, Any]:
     return {"type": "record", "name": name, "fields": list(fields)}
 
 
-def field(name: str, kind: Value, **rest: Any) -> dict[str, Any]:
+def field(name: str, kind: Value, **rest: Value) -> dict[str, Any]:
     """A field; ``default`` and ``aliases`` by keyword."""
     return {"name": name, "type": kind, **rest}
 
 
-def enum(*symbols: str, **rest: Any) -> dict[str, Any]:
+def enum(*symbols: str, **rest: Value) -> dict[str, Any]:
     """An enum schema named E."""
     return {"type": "enum", "name": "E", "symbols": list(symbols), **rest}
 
