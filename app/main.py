@@ -5,42 +5,46 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import os
 import time
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from faust.exceptions import ConsumerNotStarted
 
 from agents import scoring as scoring_agent
 from agents import topics
-from aiokafka.errors import KafkaError
+from agents.outcomes import OutcomeMonitor
+from agents.worker_stats import WorkerIdentity, WorkerStats
 from app.answers import AnswerWriter, OutputTopics
 from app.batcher import MicroBatcher
 from app.committer import Committer
-from app.errors import SluiceError
-from app.faust_app import SluiceApp, make_app, wait_for_broker
+from app.crash import end_process
+from app.faust_app import SluiceApp, make_app
 from app.features import RedisFeatureStore
 from app.health import Health
 from app.ledger import Ledger
 from app.lookup import ViewLookup
 from app.metrics import Metrics
-from app.models.bundle import latest_version, open_bundle
+from app.life import MonitorLife, ScoringLife, WorkerLife
+from app.models.bundle import REFERENCE, latest_version, open_bundle, read_spec
 from app.models.runtime import ScoringModel
 from app.pipeline import ScoringPipeline
 from app.producer import OutputProducer
 from app.requests import RequestDecoder
 from app.settings import Settings, load_settings
 from app.views import attach_views
-from schemas.generate import labelled_schema, prediction_schema, request_schema
+from schemas.generate import check_name, prediction_schema, request_schema
 from schemas.registry import SchemaBook, load_schema
 
 if TYPE_CHECKING:
-    from app.models.bundle import Bundle
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
-log = logging.getLogger(__name__)
-EXIT_CODE = 1
+    from app.models.bundle import Bundle
+    from schemas.records import RecordBatch
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - built on first use, so that importing this module costs nothing
@@ -50,13 +54,6 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - built on first use, so that
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     return globals().setdefault(name, builders[name](load_settings()))
-
-
-def end_process(error: BaseException) -> None:
-    """Crash-only: what failed cannot be repaired from inside, and a supervisor starts us again."""
-    log.critical("this worker ends: %r", error)
-    logging.shutdown()
-    os._exit(EXIT_CODE)
 
 
 def open_default_bundle(settings: Settings) -> Bundle:
@@ -102,9 +99,11 @@ def build_scoring(settings: Settings) -> SluiceApp:
     )
     committer = Committer(app, ledger, settings.delivery, metrics, on_stall=end_process)
     scoring_agent.attach(app, [topics.REQUESTS], pipeline.submit)
-    _attach_scoring_life(app, settings, pipeline, producer, committer, store)
-    health = _scoring_health(app, settings, pipeline, committer)
-    attach_worker_views(app, settings, "scoring", metrics.snapshot, health, metrics, producer)
+    health = _health(app, settings, committer, lambda: pipeline.failure)
+    stats = _attach_views(
+        app, settings, "scoring", book=book, producer=producer, figures=metrics.snapshot, metrics=metrics, health=health
+    )
+    _attach_life(app, ScoringLife(app, settings, producer, committer, stats, ledger, pipeline, store))
     return app
 
 
@@ -131,82 +130,107 @@ def _answer_writer(settings: Settings, bundle: Bundle, book: SchemaBook, device:
     )
 
 
-def _attach_scoring_life(
+def _attach_life(app: SluiceApp, life: WorkerLife) -> None:
+    """Let Faust's signals drive a worker's life."""
+    app.prepare = life.prepare
+    app.on_rebalance_complete.connect(life.take_over, weak=False)
+    app.on_partitions_revoked.connect(life.hand_over, weak=False)
+    app.on_before_shutdown.connect(life.close, weak=False)
+
+
+def _attach_views(  # noqa: PLR0913 - the composition root hands every part to the views once
     app: SluiceApp,
     settings: Settings,
-    pipeline: ScoringPipeline,
+    role: str,
+    *,
+    book: SchemaBook,
     producer: OutputProducer,
-    committer: Committer,
-    store: RedisFeatureStore,
-) -> None:
-    tasks: list[asyncio.Task[None]] = []
-
-    async def prepare() -> None:
-        try:
-            await connect()
-        except (SluiceError, KafkaError) as exc:
-            end_process(exc)  # Faust would log a traceback and hang
-
-    async def connect() -> None:
-        await wait_for_broker(partial(topics.ensure_topics, settings))
-        await producer.start()
-        pipeline.start()
-        tasks.append(asyncio.create_task(committer.run(), name="commit"))
-
-    async def hand_over(*_: object, **__: object) -> None:
-        """Answer and commit what is in flight, then forget it; on a rebalance and at the end."""
-        if not await pipeline.drain(settings.delivery.drain_timeout_s):
-            end_process(TimeoutError(f"not drained within {settings.delivery.drain_timeout_s:.0f} s"))
-        await committer.commit()
-        pipeline.revoke(None)
-
-    async def close(*_: object, **__: object) -> None:
-        await hand_over()
-        for task in tasks:
-            task.cancel()
-        await pipeline.stop()
-        await producer.stop()
-        await store.close()
-
-    app.prepare = prepare
-    app.on_partitions_revoked.connect(hand_over, weak=False)
-    app.on_before_shutdown.connect(close, weak=False)
+    figures: Callable[[], dict[str, Any]],
+    metrics: Metrics,
+    health: Health,
+) -> WorkerStats:
+    url = f"http://{settings.web.host}:{app.conf.web_port}"
+    identity = WorkerIdentity(f"{settings.deployment}-{role}-{os.getpid()}", role, url)
+    stats = WorkerStats(settings, book, producer, identity, figures)
+    attach_views(
+        app,
+        health=health,
+        stats=stats.document,
+        collector=metrics.collector(),
+        reports=settings.monitor.reports,
+        version=version("sluice"),
+    )
+    return stats
 
 
-def _scoring_health(app: SluiceApp, settings: Settings, pipeline: ScoringPipeline, committer: Committer) -> Health:
-    health = Health()
-    health.add_check("pipeline", lambda: None if pipeline.failure is None else repr(pipeline.failure), live=True)
-    health.add_check("assignment", partial(_assignment_problem, app))
+def _health(app: SluiceApp, settings: Settings, committer: Committer, failure: Callable[[], BaseException | None]) -> Health:
+    def problem() -> str | None:
+        error = failure()
+        return None if error is None else repr(error)
 
     def progress() -> str | None:
         stalled_s = committer.stalled_s()
         return None if stalled_s < settings.delivery.stall_after_s else f"nothing answered for {stalled_s:.0f} s"
 
+    health = Health()
+    health.add_check("worker", problem, live=True)
+    health.add_check("assignment", partial(_assignment_problem, app))
     health.add_check("progress", progress)
     return health
 
 
 def _assignment_problem(app: SluiceApp) -> str | None:
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(ConsumerNotStarted):
         if app.consumer.assignment() and not app.rebalancing:
             return None
     return "no partition is assigned yet, or a rebalance is under way"
 
 
-def attach_worker_views(
-    app: SluiceApp,
-    settings: Settings,
-    role: str,
-    stats: Any,  # noqa: ANN401
-    health: Health,
-    metrics: Metrics,
-    producer: OutputProducer,
-) -> None:
-    """Web views."""
-    attach_views(
-        app, health=health, stats=stats, collector=metrics.collector(), reports=settings.monitor.reports
-    )
-
-
 def build_monitor(settings: Settings) -> SluiceApp:
-    raise NotImplementedError
+    """The monitor worker: joins outcomes to predictions, closes windows, judges drift, writes reports."""
+    app = make_app(settings, "monitor", [topics.PREDICTIONS, topics.OUTCOMES])
+    metrics = Metrics(settings.budget, now_s=time.monotonic)
+    producer = OutputProducer(settings.kafka, client_id=f"{settings.deployment}-monitor")
+    book = SchemaBook(settings.schemas.folder, settings.schemas.registry_url)
+    add_bundle_schemas(book, settings)
+    monitor = OutcomeMonitor(settings, book, producer, partial(reference_path, settings))
+    ledger = Ledger()
+    committer = Committer(app, ledger, settings.delivery, metrics, on_stall=end_process)
+
+    async def handle(batch: RecordBatch) -> None:
+        partition = (batch.topic, batch.partition)
+        ledger.deliver(partition, batch.start_offset, batch.next_offset)
+        await monitor.handle(batch)
+        ledger.answer(partition, batch.start_offset, batch.next_offset)
+        metrics.count("monitored", len(batch), topic=batch.topic)
+
+    monitoring_agent = partial(_or_end, handle)
+    scoring_agent.attach(app, [topics.PREDICTIONS, topics.OUTCOMES], monitoring_agent)
+    health = _health(app, settings, committer, lambda: None)
+    stats = _attach_views(
+        app, settings, "monitor", book=book, producer=producer, figures=monitor.snapshot, metrics=metrics, health=health
+    )
+    _attach_life(app, MonitorLife(app, settings, producer, committer, stats, ledger, monitor, metrics))
+    return app
+
+
+def reference_path(settings: Settings, name: str, model_version: int) -> Path | None:
+    """The drift reference of a model version, or None when its bundle is not here."""
+    path = settings.models.repository / check_name(name) / str(model_version) / REFERENCE
+    return path if path.is_file() else None
+
+
+def add_bundle_schemas(book: SchemaBook, settings: Settings) -> None:
+    """The prediction schemas of all bundles in the repository: their ids must be known to whoever reads them."""
+    repository = settings.models.repository
+    for folder in sorted(repository.glob("*/*/model.yaml")) if repository.is_dir() else ():
+        spec = read_spec(folder.parent)
+        book.add(topics.PREDICTIONS, prediction_schema(spec.name, spec.fields()))
+        book.add(topics.REQUESTS, request_schema(spec.name, spec.fields()))
+
+
+async def _or_end(handle: Callable[[RecordBatch], Awaitable[None]], batch: RecordBatch) -> None:
+    try:
+        await handle(batch)
+    except Exception as exc:  # noqa: BLE001 - crash-only: after an unexpected error nothing may be committed
+        end_process(exc)

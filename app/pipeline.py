@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.batcher import MicroBatcher
-    from app.ledger import Ledger, Partition
+    from app.ledger import Ledger
     from app.lookup import ViewLookup
     from app.metrics import Metrics
     from app.models.runtime import ScoringModel
@@ -156,10 +156,6 @@ class ScoringPipeline:
         finally:
             self._draining = False
         return True
-
-    def revoke(self, partitions: set[Partition] | None) -> None:
-        """These partitions (all when None) are no longer ours; what is left of them will not be committed."""
-        self.ledger.revoke(partitions)
 
     @property
     def queued_rows(self) -> int:

@@ -69,17 +69,23 @@ def class_path(on_progress: Callable[[str], None], *, repository: Path | None = 
     home = os.environ.get("KAFKA_HOME")
     if home:
         return _class_path_of(Path(home))
-    # Imported late: jgo takes 0.25 s, and most commands start no broker.
+    jars = locked_jars()
+    usual = repository or Path(os.environ.get("M2_REPO") or Path.home() / ".m2" / "repository")
+    paths = _cached_all(jars, usual) or resolve(jars, _maven(repository), on_progress)
+    return os.pathsep.join(map(str, paths))
+
+
+def _maven(repository: Path | None) -> MavenContext:
+    # Imported late: jgo takes 0.25 s, and once the jars are cached nothing needs it.
     from jgo.config import GlobalSettings  # noqa: PLC0415
     from jgo.constants import MAVEN_CENTRAL_URL  # noqa: PLC0415
     from jgo.maven import MavenContext  # noqa: PLC0415
 
     settings = GlobalSettings.load()
-    maven = MavenContext(
+    return MavenContext(
         repo_cache=repository or settings.repo_cache,
         remote_repos={**settings.repositories, "central": MAVEN_CENTRAL_URL},
     )
-    return os.pathsep.join(str(path) for path in resolve(locked_jars(), maven, on_progress))
 
 
 def _class_path_of(home: Path) -> str:
@@ -100,17 +106,22 @@ def resolve(jars: list[Jar], maven: MavenContext, on_progress: Callable[[str], N
     Raises:
         JarsNotAvailable: a jar can neither be found nor fetched, or its bytes are others.
     """
-    with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-        intact = list(pool.map(lambda jar: _is_intact(_cached(maven, jar), jar), jars))
-        if all(intact):
-            return [_cached(maven, jar) for jar in jars]
-        missing = intact.count(False)
-        on_progress(f"Downloading Apache Kafka: {missing} of {len(jars)} jars (45 MB in all), once for this machine")
-        maven.repo_cache.mkdir(parents=True, exist_ok=True)
-        # jgo writes into its cache in place, so two starts at once would read each other's half-written files.
-        with (maven.repo_cache / ".sluice.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return list(_in_order(jars, pool.map(lambda jar: _fetch(jar, maven), jars), on_progress))
+    cached = _cached_all(jars, maven.repo_cache)
+    if cached is not None:
+        return cached
+    missing = sum(not _place(maven.repo_cache, jar).exists() for jar in jars)
+    on_progress(f"Downloading Apache Kafka: {missing} of {len(jars)} jars (45 MB in all), once for this machine")
+    maven.repo_cache.mkdir(parents=True, exist_ok=True)
+    # jgo writes into its cache in place, so two starts at once would read each other's half-written files.
+    with (maven.repo_cache / ".sluice.lock").open("w") as lock, ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return list(_in_order(jars, pool.map(lambda jar: _fetch(jar, maven), jars), on_progress))
+
+
+def _cached_all(jars: list[Jar], repository: Path) -> list[Path] | None:
+    """Return the paths of all ``jars`` if each is cached with the right bytes, else None."""
+    paths = [_place(repository, jar) for jar in jars]
+    return paths if all(_is_intact(path, jar) for path, jar in zip(paths, jars, strict=True)) else None
 
 
 def _in_order(jars: list[Jar], paths: Iterator[Path], on_progress: Callable[[str], None]) -> Iterator[Path]:
@@ -120,15 +131,14 @@ def _in_order(jars: list[Jar], paths: Iterator[Path], on_progress: Callable[[str
         yield path
 
 
-def _cached(maven: MavenContext, jar: Jar) -> Path:
-    return maven.repo_cache.joinpath(
-        *jar.group.split("."), jar.artifact, jar.version, f"{jar.artifact}-{jar.version}.jar"
-    )
+def _place(repository: Path, jar: Jar) -> Path:
+    """Return where Maven keeps a jar in ``repository``."""
+    return repository.joinpath(*jar.group.split("."), jar.artifact, jar.version, f"{jar.artifact}-{jar.version}.jar")
 
 
 def _fetch(jar: Jar, maven: MavenContext) -> Path:
     """Return the path of a jar whose bytes are those of the lock; a damaged copy in the cache is fetched again once."""
-    cached = _cached(maven, jar)
+    cached = _place(maven.repo_cache, jar)
     if _is_intact(cached, jar):
         return cached
     cached.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from app.embedded import start_cache
 from app.embedded.errors import EmbeddedError, ProcessDied
 from app.embedded.java import find_java, jvm_flags
 from app.embedded.kafka_config import LOG4J2_PROPERTIES, Node, server_properties
@@ -67,14 +68,16 @@ def kafka_servers(
         JavaNotUsable: there is no fitting Java.
         ProcessDied: a data directory cannot be formatted.
     """
-    java = str(find_java())
+    java = find_java()
     nodes = [
         Node(number, kafka, controller, data_dir / f"kafka-{number}" / "data")
         for number, (kafka, controller) in enumerate(ports, start=1)
     ]
     (data_dir / "log4j2.properties").write_text(LOG4J2_PROPERTIES, encoding="utf-8")
     flags = jvm_flags(broker_count=len(nodes), throughput=throughput)
-    command = [java, *flags, f"-Dlog4j2.configurationFile={data_dir / 'log4j2.properties'}"]
+    if not throughput:
+        flags += start_cache.using_flags(java, class_path)
+    command = [str(java), *flags, f"-Dlog4j2.configurationFile={data_dir / 'log4j2.properties'}"]
     # 46 paths: as a variable they stay out of `ps` and of messages.
     env = {"CLASSPATH": class_path}
     for node in nodes:

@@ -149,6 +149,16 @@ def open_bundle(folder: Path) -> Bundle:
     )
 
 
+def read_spec(folder: Path) -> ModelSpec:
+    """The specification of a bundle, without looking at its other files.
+
+    Raises:
+        BundleError: there is none, or it does not hold together.
+
+    """
+    return _read_spec(folder)[0]
+
+
 def versions(repository: Path, name: str) -> list[int]:
     """Version numbers of a model, increasing; empty when there are none."""
     folder = repository / name

@@ -1,0 +1,214 @@
+"""A worker's life: connect, take partitions over, hand them over, close; driven by Faust's signals.
+
+Nothing raises out of these steps, because Faust would log and go on half alive: an error ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import TYPE_CHECKING
+
+from aiokafka.errors import KafkaError
+
+from agents import topics
+from app.crash import end_process
+from app.errors import SluiceError
+from app.faust_app import wait_for_broker
+from app.transport import committed_offsets
+
+if TYPE_CHECKING:
+    from agents.outcomes import OutcomeMonitor
+    from agents.worker_stats import WorkerStats
+    from app.committer import Committer
+    from app.faust_app import SluiceApp
+    from app.features import RedisFeatureStore
+    from app.ledger import Ledger
+    from app.metrics import Metrics
+    from app.pipeline import ScoringPipeline
+    from app.producer import OutputProducer
+    from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MONITOR_TICK_S = 1.0
+
+
+class WorkerLife(ABC):
+    """What both roles do alike; a role adds its own steps."""
+
+    def __init__(
+        self,
+        app: SluiceApp,
+        settings: Settings,
+        producer: OutputProducer,
+        committer: Committer,
+        stats: WorkerStats,
+        ledger: Ledger,
+    ) -> None:
+        self.app, self.settings, self.producer = app, settings, producer
+        self.committer, self.stats, self.ledger = committer, stats, ledger
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def prepare(self) -> None:
+        """Topics, producer, own parts, committer: all there before the worker joins its group."""
+        try:
+            await wait_for_broker(partial(topics.ensure_topics, self.settings))
+            await self.producer.start()
+            await self.open()
+        except (SluiceError, KafkaError, OSError) as exc:
+            end_process(exc)
+        self._tasks.append(asyncio.create_task(self.committer.run(), name="commit"))
+        await self.stats.start()
+
+    async def take_over(self, *_: object, **__: object) -> None:
+        """Partitions are ours; called before the first record of them is fetched."""
+        try:
+            await self.assigned({tp.partition for tp in self.app.consumer.assignment()})
+        except Exception as exc:  # noqa: BLE001 - crash-only
+            end_process(exc)
+
+    async def hand_over(self, *_: object, **__: object) -> None:
+        """Answer and commit what is in flight, then forget it; on a rebalance and at the end."""
+        timeout_s = self.settings.delivery.drain_timeout_s
+        if not await self.drain(timeout_s):
+            end_process(TimeoutError(f"not drained within {timeout_s:.0f} s (SLUICE_DELIVERY__DRAIN_TIMEOUT_S)"))
+        await self.committer.commit()
+        self.ledger.revoke()
+        await self.revoked()
+
+    async def close(self, *_: object, **__: object) -> None:
+        """Hand over, then let go of everything."""
+        await self.hand_over()
+        for task in self._tasks:
+            task.cancel()
+        await self.stats.stop()
+        await self.shut()
+        await self.producer.stop()
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Start the role's own parts; the producer is there."""
+
+    @abstractmethod
+    async def assigned(self, partitions: set[int]) -> None:
+        """Partitions were assigned."""
+
+    @abstractmethod
+    async def drain(self, timeout_s: float) -> bool:
+        """Finish what is in flight; False when the time was too short."""
+
+    @abstractmethod
+    async def revoked(self) -> None:
+        """All partitions are gone."""
+
+    @abstractmethod
+    async def shut(self) -> None:
+        """Stop the role's own parts; the producer is still there."""
+
+
+class ScoringLife(WorkerLife):
+    """The scoring worker."""
+
+    def __init__(  # noqa: PLR0913 - the composition root hands over every part once
+        self,
+        app: SluiceApp,
+        settings: Settings,
+        producer: OutputProducer,
+        committer: Committer,
+        stats: WorkerStats,
+        ledger: Ledger,
+        pipeline: ScoringPipeline,
+        store: RedisFeatureStore,
+    ) -> None:
+        super().__init__(app, settings, producer, committer, stats, ledger)
+        self._pipeline, self._store = pipeline, store
+
+    async def open(self) -> None:
+        """See ``WorkerLife``."""
+        self._pipeline.start()
+
+    async def assigned(self, partitions: set[int]) -> None:
+        """See ``WorkerLife``."""
+
+    async def drain(self, timeout_s: float) -> bool:
+        """See ``WorkerLife``."""
+        return await self._pipeline.drain(timeout_s)
+
+    async def revoked(self) -> None:
+        """See ``WorkerLife``."""
+
+    async def shut(self) -> None:
+        """See ``WorkerLife``."""
+        await self._pipeline.stop()
+        await self._store.close()
+
+
+class MonitorLife(WorkerLife):
+    """The monitor worker."""
+
+    def __init__(  # noqa: PLR0913 - the composition root hands over every part once
+        self,
+        app: SluiceApp,
+        settings: Settings,
+        producer: OutputProducer,
+        committer: Committer,
+        stats: WorkerStats,
+        ledger: Ledger,
+        monitor: OutcomeMonitor,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(app, settings, producer, committer, stats, ledger)
+        self._monitor, self._metrics = monitor, metrics
+        self._owned: set[int] = set()
+
+    async def open(self) -> None:
+        """See ``WorkerLife``."""
+        self._tasks.append(asyncio.create_task(self._tick(), name="monitor tick"))
+
+    async def assigned(self, partitions: set[int]) -> None:
+        """See ``WorkerLife``."""
+        wanted = [(topic, p) for p in sorted(partitions) for topic in (topics.PREDICTIONS, topics.OUTCOMES)]
+        await self._monitor.assigned(partitions, await committed_offsets(self.app, wanted))
+        self._owned = partitions
+
+    async def drain(self, timeout_s: float) -> bool:
+        """See ``WorkerLife``; the monitor's step is short and not interrupted."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while any(self.ledger.in_flight().values()):
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            return False
+        return True
+
+    async def revoked(self) -> None:
+        """See ``WorkerLife``."""
+        await self._monitor.revoked(self._owned)
+        self._owned = set()
+
+    async def shut(self) -> None:
+        """See ``WorkerLife``."""
+        await self._monitor.stop()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(MONITOR_TICK_S)
+            try:
+                await self._monitor.tick()
+            except Exception as exc:  # noqa: BLE001 - crash-only
+                end_process(exc)
+            self._export()
+
+    def _export(self) -> None:
+        """The newest window of each model version as gauges."""
+        for window in self._monitor.snapshot()["windows"]:
+            labels = {"model_name": str(window["model_name"]), "model_version": str(window["model_version"])}
+            for name in ("coverage", "precision", "recall", "auc", "brier", "score_psi"):
+                if isinstance(window.get(name), float):
+                    self._metrics.set_gauge(f"quality_{name}", window[name], **labels)
+            for column, verdict in window["features"].items():
+                if isinstance(verdict.get("psi"), float):
+                    self._metrics.set_gauge("drift_score", verdict["psi"], **labels, kind="data", column=column)
