@@ -98,9 +98,11 @@ def compare(log: pd.DataFrame, expected: pd.DataFrame, bundle: Bundle, answers: 
     raw = _raw_in_buckets(bundle, log)
     same_score = (raw == log["raw_score"]) & (bundle.calibration.apply(raw) == log["score"])
     scored = answers["score"].dropna()
-    both = scored.index.intersection(log.index)
-    odd = scored.index.symmetric_difference(log.index)
-    unequal = both[scored.loc[both].to_numpy() != log.loc[both, "score"].to_numpy()]
+    doubled = log.index.duplicated()
+    logged = log.loc[~doubled, "score"]
+    both = scored.index.intersection(logged.index)
+    odd = scored.index.symmetric_difference(logged.index)
+    unequal = both[scored.loc[both].to_numpy() != logged.loc[both].to_numpy()]
     buckets, rows = np.unique(log["batch_bucket"], return_counts=True)
     return Verification(
         prediction_count=len(log),
@@ -108,7 +110,7 @@ def compare(log: pd.DataFrame, expected: pd.DataFrame, bundle: Bundle, answers: 
         store_not_had_count=int(not_had.sum()),
         features_wrong=tuple(log.index[differs]),
         scores_wrong=tuple(log.index[~same_score.to_numpy(bool)]),
-        answers_wrong=(*odd, *unequal, *log.index[log.index.duplicated()]),
+        answers_wrong=(*odd, *unequal, *log.index[doubled]),
     )
 
 
