@@ -20,9 +20,12 @@ LOCKED := $(firstword $(shell cat requirements.lock pyproject.toml 2>/dev/null |
 INSTALLED := .venv/.installed-$(LOCKED)
 PEERS := .venv/.peers-$(LOCKED)-$(firstword $(shell cksum requirements-bench.lock 2>/dev/null))
 
-# A company's own certificate authority is in the system's store; uv looks there only when told.
-ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt)$(SSL_CERT_FILE),)
+# A company's own certificate authority is in the system's store; uv and requests (which loads Kafka's jars) look
+# there only when told.
+CERTIFICATES := $(firstword $(SSL_CERT_FILE) $(wildcard /etc/ssl/certs/ca-certificates.crt))
+ifneq ($(CERTIFICATES),)
 export UV_SYSTEM_CERTS ?= 1
+export REQUESTS_CA_BUNDLE ?= $(CERTIFICATES)
 endif
 export UV_HTTP_TIMEOUT ?= 180
 export UV_PYTHON_DOWNLOADS := never
