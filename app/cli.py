@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from app import schema_commands
 from app.embedded import commands as embedded_commands
 from app.errors import SluiceError
 from app.settings import load_settings
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 embedded_commands.register(cli)
+cli.add_typer(schema_commands.cli, name="schema")
 
 
 class Role(StrEnum):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.embedded.errors import EmbeddedError, ProcessDied, StackConflict
+from app.embedded.ports import answers
 from app.embedded.stack import Stack, exit_statuses, remove_data, stop_processes
 from app.embedded.stack_file import Process, StackInfo, load, running
 from app.embedded.supervisor import STOP_GRACE_S
@@ -114,7 +115,8 @@ def _status_cells(process: Process, returncode: int | None) -> tuple[str, ...]:
         return process.name, str(process.pid), port, state, "-", "-", str(process.log)
     rss_mb = living.memory_info().rss // 2**20
     up_s = max(0, int(time.time() - process.started_unix_s))
-    return process.name, str(process.pid), port, "running", str(rss_mb), str(up_s), str(process.log)
+    state = "running" if not process.port or answers(process.port) else "does not answer"
+    return process.name, str(process.pid), port, state, str(rss_mb), str(up_s), str(process.log)
 
 
 def _show_addresses(info: StackInfo) -> None:

@@ -15,12 +15,15 @@ from app.embedded import start_cache
 from app.embedded.errors import EmbeddedError, ProcessDied
 from app.embedded.java import find_java, jvm_flags
 from app.embedded.kafka_config import LOG4J2_PROPERTIES, Node, server_properties
+from app.embedded.supervisor import STOP_GRACE_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _FORMAT_TIMEOUT_S = 60.0
+# Stopped together, the last controllers wait 5 s for a quorum that is gone; their partitions are closed long before.
+_CLUSTER_GRACE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Server:
         output: receives its standard output and error.
         log: where it writes its log, perhaps ``output`` itself.
         env: what its environment has beyond ours.
+        grace_s: how long it may take to end when asked to.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Server:
     output: Path
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    grace_s: float = STOP_GRACE_S
 
 
 def new_cluster_id() -> str:
@@ -85,7 +90,8 @@ def kafka_servers(
         _properties(node).write_text(server_properties(node, nodes), encoding="utf-8")
     with ThreadPoolExecutor(len(nodes)) as pool:
         list(pool.map(lambda node: _format(node, command, env, cluster_id), nodes))
-    return [_broker(node, command, env) for node in nodes]
+    grace_s = STOP_GRACE_S if len(nodes) == 1 else _CLUSTER_GRACE_S
+    return [_broker(node, command, env, grace_s) for node in nodes]
 
 
 def valkey_server(data_dir: Path, port: int) -> Server:
@@ -111,12 +117,12 @@ def _logs(node: Node) -> Path:
     return node.log_dir.parents[1] / "logs"
 
 
-def _broker(node: Node, command: Sequence[str], env: Mapping[str, str]) -> Server:
+def _broker(node: Node, command: Sequence[str], env: Mapping[str, str], grace_s: float) -> Server:
     name, logs = node.name, _logs(node)
     log = logs / f"{name}.log"
     crash = f"-XX:ErrorFile={logs / f'{name}.hs_err.log'}"
     argv = (*_with_log(command, log), crash, "-XX:+ExitOnOutOfMemoryError", "kafka.Kafka", str(_properties(node)))
-    return Server(name, argv, node.kafka_port, logs / f"{name}.out", log, env)
+    return Server(name, argv, node.kafka_port, logs / f"{name}.out", log, env, grace_s)
 
 
 def _with_log(command: Sequence[str], log: Path) -> list[str]:

@@ -224,7 +224,7 @@ class Stack:
             self.is_owner = False
 
     def stop(self, *, clean: bool = False) -> None:
-        """Stop every process of the stack, adopted or not: SIGTERM, 10 s, SIGKILL. Safe to call twice.
+        """Stop every process of the stack, adopted or not: SIGTERM, up to 10 s, SIGKILL. Safe to call twice.
 
         Args:
             clean: also delete the data, logs and configuration that the stack made.
@@ -250,7 +250,8 @@ class Stack:
 def stop_processes(info: StackInfo) -> None:
     """Stop what ``info`` names and still lives: the supervisor stops its servers, then we kill what is left."""
     living = [process for each in info.processes if (process := each.find())]
-    for process in living[:1] if info.processes and living and living[0].pid == info.processes[0].pid else living:
+    supervisor = info.supervisor.find() if info.processes else None
+    for process in living if supervisor is None else [supervisor]:
         with contextlib.suppress(psutil.Error):
             process.terminate()
     _, left = psutil.wait_procs(living, timeout=STOP_GRACE_S + 2.0)
@@ -375,7 +376,8 @@ def _process(name: str, pid: int, port: int, log: Path) -> Process:
 
 
 def _spawn(supervised: Supervised, server: Server) -> Process:
-    pid = supervised.spawn(server.name, server.argv, output=server.output, env={**os.environ, **server.env})
+    env = {**os.environ, **server.env}
+    pid = supervised.spawn(server.name, server.argv, output=server.output, env=env, grace_s=server.grace_s)
     return _process(server.name, pid, server.port, server.log)
 
 

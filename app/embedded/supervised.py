@@ -42,7 +42,9 @@ class Supervised:
             )
         self.pid = self._process.pid
 
-    def spawn(self, name: str, argv: Sequence[str], *, output: Path, env: Mapping[str, str]) -> int:
+    def spawn(
+        self, name: str, argv: Sequence[str], *, output: Path, env: Mapping[str, str], grace_s: float = STOP_GRACE_S
+    ) -> int:
         """Start a server.
 
         Args:
@@ -50,6 +52,7 @@ class Supervised:
             argv: program and arguments.
             output: file to which its standard output and error are appended.
             env: its environment.
+            grace_s: how long it may take to end when asked to; then it is killed.
 
         Returns:
             Its process id.
@@ -58,6 +61,7 @@ class Supervised:
             EmbeddedError: the program cannot be started, or the supervisor is gone.
         """
         command = {"op": "spawn", "name": name, "argv": list(argv), "output": str(output), "env": dict(env)}
+        command["grace_s"] = grace_s
         answer = self._ask(command)
         if "error" in answer:
             raise EmbeddedError(

@@ -11,7 +11,7 @@ forked by a thread that ends would die with it; here one single-threaded process
 * SIGKILL: the kernel kills the servers (Linux).
 
 Commands arrive as JSON lines on stdin, each is answered by one JSON line on stdout:
-``{"op": "spawn", "name": …, "argv": […], "output": path, "env": {…}}`` -> ``{"pid": …}`` or ``{"error": …}``;
+``{"op": "spawn", "name": …, "argv": […], "output": path, "env": {…}, "grace_s": s}`` -> ``{"pid": …}`` or ``{"error": …}``;
 ``{"op": "detach", "stop_on_exit": bool}`` -> ``{}``: outlive the owner; end everything when a server ends by itself.
 """
 
@@ -49,6 +49,7 @@ class Supervisor:
         self._data_dir = data_dir
         self._owner_pid = os.getppid()
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
+        self._grace_s: dict[str, float] = {}
         self._owned = True
         self._stop_on_exit = False
         self._stopping = False
@@ -118,6 +119,7 @@ class Supervisor:
                 preexec_fn=_die_with_supervisor(os.getpid()),  # noqa: PLW1509 - this process has one thread
             )
         self._servers[name] = server
+        self._grace_s[name] = float(command["grace_s"])
         _log(f"started {name} as pid {server.pid}")
         return server.pid
 
@@ -136,15 +138,15 @@ class Supervisor:
         return False
 
     def _stop_servers(self) -> None:
-        """Ask all servers to end, give them ``STOP_GRACE_S`` together, kill the rest."""
+        """Ask all servers to end at once, give each its grace, kill the rest."""
         for server in self._servers.values():
             server.terminate()
-        deadline = time.monotonic() + STOP_GRACE_S
+        asked_at = time.monotonic()
         for name, server in self._servers.items():
             try:
-                server.wait(timeout=max(0.0, deadline - time.monotonic()))
+                server.wait(timeout=max(0.0, asked_at + self._grace_s[name] - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _log(f"{name} (pid {server.pid}) did not end within {STOP_GRACE_S:.0f} s, killing it")
+                _log(f"{name} (pid {server.pid}) did not end within {self._grace_s[name]:.0f} s, killing it")
                 server.kill()
                 server.wait()
         _log("stopped")
