@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ Mask: TypeAlias = NDArray[np.bool_]
 Validity: TypeAlias = NDArray[np.bool_] | None
 
 _WASTE_BYTES = 1 << 16
+_RECORD_BYTES = 1 << 10
+"""Buffers of a record's text columns are joined whole up to this size a row, beyond it each column is packed."""
 _KEY_BYTES = 16
 
 
@@ -381,16 +383,7 @@ def concat(columns: Sequence[Column]) -> Column:
         ['a', None]
 
     """
-    if not columns:
-        msg = "nothing to concatenate: pass at least one column"
-        raise ValueError(msg)
-    if len(columns) == 1:
-        return columns[0]
-    kinds = {type(column) for column in columns}
-    if len(kinds) > 1:
-        msg = f"cannot concatenate columns of different types: {', '.join(sorted(k.__name__ for k in kinds))}"
-        raise ValueError(msg)
-    return _CONCAT[kinds.pop()](columns)
+    return _Concatenation().columns(columns)
 
 
 def spread(column: Column, rows: NDArray[np.int64], count: int) -> Column:
@@ -520,26 +513,101 @@ def _join_valid(columns: Sequence[Any]) -> Validity:
     return np.concatenate(parts)
 
 
-def _concat_numbers(columns: Sequence[Any]) -> NumberColumn:
-    if len({column.values.dtype == np.bool_ for column in columns}) > 1:
-        msg = "cannot concatenate booleans with numbers"
-        raise ValueError(msg)
-    return NumberColumn(np.concatenate([column.values for column in columns]), _join_valid(columns))
+class _Concatenation:
+    """One call of ``concat``; remembers the buffers it has joined, for the text columns of a batch share theirs."""
 
+    def __init__(self) -> None:
+        self._joined: dict[tuple[int, ...], tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
+        self._kept: list[list[NDArray[np.uint8]]] = []  # alive, so that no identity is used twice
+        self._row_bytes = 0
 
-def _concat_texts(columns: Sequence[Any]) -> TextColumn:
-    lengths = np.concatenate([column.lengths for column in columns])
-    data = columns[0].data
-    if all(column.data is data for column in columns):
-        starts = np.concatenate([column.starts for column in columns])
+    def columns(self, columns: Sequence[Column]) -> Column:
+        if not columns:
+            msg = "nothing to concatenate: pass at least one column"
+            raise ValueError(msg)
+        if len(columns) == 1:
+            return columns[0]
+        kinds = {type(column) for column in columns}
+        if len(kinds) > 1:
+            msg = f"cannot concatenate columns of different types: {', '.join(sorted(k.__name__ for k in kinds))}"
+            raise ValueError(msg)
+        return self._of_type[kinds.pop()](self, columns)
+
+    def _numbers(self, columns: Sequence[Any]) -> NumberColumn:
+        if len({column.values.dtype == np.bool_ for column in columns}) > 1:
+            msg = "cannot concatenate booleans with numbers"
+            raise ValueError(msg)
+        return NumberColumn(np.concatenate([column.values for column in columns]), _join_valid(columns))
+
+    def _texts(self, columns: Sequence[Any]) -> TextColumn:
+        lengths = np.concatenate([column.lengths for column in columns])
+        total = sum({id(column.data): column.data.size for column in columns}.values())
+        if total > max(4 * int(lengths.sum()), self._row_bytes * lengths.size) + _WASTE_BYTES:
+            columns = [_packed(column) for column in columns]
+        data, base = self._buffer([column.data for column in columns])
+        starts = np.concatenate([column.starts + first for column, first in zip(columns, base, strict=True)])
         return TextColumn(data, starts, lengths, _join_valid(columns), columns[0].binary)
-    if sum(column.data.size for column in columns) > 4 * int(lengths.sum()) + _WASTE_BYTES:
-        columns = [_packed(column) for column in columns]
-    base = starts_of(np.array([column.data.size for column in columns], dtype=np.int64))
-    starts = np.concatenate([column.starts + first for column, first in zip(columns, base[:-1], strict=True)])
-    pad = np.zeros(PAD_BYTES, dtype=np.uint8)
-    data = np.concatenate([*(column.data for column in columns), pad])
-    return TextColumn(data, starts, lengths, _join_valid(columns), columns[0].binary)
+
+    def _buffer(self, parts: list[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The parts end to end, and where each begins."""
+        if all(part is parts[0] for part in parts):
+            return parts[0], np.zeros(len(parts), dtype=np.int64)
+        key = tuple(map(id, parts))
+        if key not in self._joined:
+            self._kept.append(parts)
+            base = starts_of(np.array([part.size for part in parts], dtype=np.int64))[:-1]
+            self._joined[key] = np.concatenate([*parts, np.zeros(PAD_BYTES, dtype=np.uint8)]), base
+        return self._joined[key]
+
+    def _enums(self, columns: Sequence[Any]) -> EnumColumn:
+        symbols = tuple(dict.fromkeys(symbol for column in columns for symbol in column.symbols))
+        index = {symbol: code for code, symbol in enumerate(symbols)}
+        codes = []
+        for column in columns:
+            table = np.array([index[symbol] for symbol in column.symbols], dtype=np.int32)
+            codes.append(column.codes if column.symbols == symbols[: len(column.symbols)] else table[column.codes])
+        return EnumColumn(np.concatenate(codes).astype(np.int32), symbols, _join_valid(columns))
+
+    def _lists(self, columns: Sequence[Any]) -> ListColumn:
+        parts = [column.items.take(slice(int(column.offsets[0]), int(column.offsets[-1]))) for column in columns]
+        return ListColumn(_join_offsets(columns), self.columns(parts), _join_valid(columns))
+
+    def _maps(self, columns: Sequence[Any]) -> MapColumn:
+        inside = [slice(int(column.offsets[0]), int(column.offsets[-1])) for column in columns]
+        keys = self._texts([column.keys.take(part) for column, part in zip(columns, inside, strict=True)])
+        values = self.columns([column.values.take(part) for column, part in zip(columns, inside, strict=True)])
+        return MapColumn(_join_offsets(columns), keys, values, _join_valid(columns))
+
+    def _records(self, columns: Sequence[Any]) -> RecordColumn:
+        names = list(columns[0].fields)
+        for column in columns:
+            if set(column.fields) != set(names):
+                odd = ", ".join(sorted(set(column.fields) ^ set(names)))
+                msg = f"cannot concatenate records with different fields: {odd}"
+                raise ValueError(msg)
+        self._row_bytes = _RECORD_BYTES
+        fields = {name: self.columns([column.fields[name] for column in columns]) for name in names}
+        return RecordColumn(fields, sum(column.count for column in columns), _join_valid(columns))
+
+    def _objects(self, columns: Sequence[Any]) -> ObjectColumn:
+        return ObjectColumn([value for column in columns for value in column.values])
+
+    def _constants(self, columns: Sequence[Any]) -> Column:
+        first = columns[0].value
+        if all(type(column.value) is type(first) and column.value == first for column in columns):
+            return Constant(first, sum(column.count for column in columns))
+        return ObjectColumn([value for column in columns for value in to_python(column)])
+
+    _of_type: ClassVar[dict[type, Callable[[_Concatenation, Sequence[Any]], Column]]] = {
+        NumberColumn: _numbers,
+        TextColumn: _texts,
+        EnumColumn: _enums,
+        ListColumn: _lists,
+        MapColumn: _maps,
+        RecordColumn: _records,
+        ObjectColumn: _objects,
+        Constant: _constants,
+    }
 
 
 def _packed(column: TextColumn) -> TextColumn:
@@ -547,64 +615,8 @@ def _packed(column: TextColumn) -> TextColumn:
     return TextColumn(data, starts_of(column.lengths)[:-1], column.lengths, column.valid, column.binary)
 
 
-def _concat_enums(columns: Sequence[Any]) -> EnumColumn:
-    symbols = tuple(dict.fromkeys(symbol for column in columns for symbol in column.symbols))
-    index = {symbol: code for code, symbol in enumerate(symbols)}
-    codes = []
-    for column in columns:
-        table = np.array([index[symbol] for symbol in column.symbols], dtype=np.int32)
-        codes.append(column.codes if column.symbols == symbols[: len(column.symbols)] else table[column.codes])
-    return EnumColumn(np.concatenate(codes).astype(np.int32), symbols, _join_valid(columns))
-
-
-def _concat_lists(columns: Sequence[Any]) -> ListColumn:
-    parts = [column.items.take(slice(int(column.offsets[0]), int(column.offsets[-1]))) for column in columns]
-    return ListColumn(_join_offsets(columns), concat(parts), _join_valid(columns))
-
-
-def _concat_maps(columns: Sequence[Any]) -> MapColumn:
-    inside = [slice(int(column.offsets[0]), int(column.offsets[-1])) for column in columns]
-    keys = _concat_texts([column.keys.take(part) for column, part in zip(columns, inside, strict=True)])
-    values = concat([column.values.take(part) for column, part in zip(columns, inside, strict=True)])
-    return MapColumn(_join_offsets(columns), keys, values, _join_valid(columns))
-
-
 def _join_offsets(columns: Sequence[Any]) -> NDArray[np.int64]:
     return starts_of(np.concatenate([np.diff(column.offsets) for column in columns]))
-
-
-def _concat_records(columns: Sequence[Any]) -> RecordColumn:
-    names = list(columns[0].fields)
-    for column in columns:
-        if set(column.fields) != set(names):
-            odd = ", ".join(sorted(set(column.fields) ^ set(names)))
-            msg = f"cannot concatenate records with different fields: {odd}"
-            raise ValueError(msg)
-    fields = {name: concat([column.fields[name] for column in columns]) for name in names}
-    return RecordColumn(fields, sum(column.count for column in columns), _join_valid(columns))
-
-
-def _concat_objects(columns: Sequence[Any]) -> ObjectColumn:
-    return ObjectColumn([value for column in columns for value in column.values])
-
-
-def _concat_constants(columns: Sequence[Any]) -> Column:
-    first = columns[0].value
-    if all(type(column.value) is type(first) and column.value == first for column in columns):
-        return Constant(first, sum(column.count for column in columns))
-    return ObjectColumn([value for column in columns for value in to_python(column)])
-
-
-_CONCAT: dict[type, Callable[[Sequence[Any]], Column]] = {
-    NumberColumn: _concat_numbers,
-    TextColumn: _concat_texts,
-    EnumColumn: _concat_enums,
-    ListColumn: _concat_lists,
-    MapColumn: _concat_maps,
-    RecordColumn: _concat_records,
-    ObjectColumn: _concat_objects,
-    Constant: _concat_constants,
-}
 
 
 _MIX_LOW, _MIX_HIGH, _MIX_LENGTH = (

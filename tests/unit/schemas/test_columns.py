@@ -119,6 +119,22 @@ def test_concat_packs_large_buffers() -> None:
     assert whole.data.size < 1000
 
 
+@pytest.mark.parametrize("size", [10, 3000])
+def test_concat_of_records_joins_shared_buffers_once(size: int) -> None:
+    """Text columns that share a buffer share the joined one, unless the buffers dwarf the rows; the text is right."""
+    names = [f"t{k}" for k in range(12)]
+
+    def batch(tag: str) -> RecordColumn:
+        pool = TextColumn.from_values([f"{tag}{name}" for name in names] + ["x" * size * 100])
+        return RecordColumn({name: pool.take(slice(k, k + 1)) for k, name in enumerate(names)}, 1)
+
+    joined = concat([batch("a"), batch("b"), batch("c")])
+    assert to_python(joined) == [{name: f"{tag}{name}" for name in names} for tag in "abc"]
+    assert isinstance(joined, RecordColumn)
+    buffers = {id(part.data) for part in joined.fields.values() if isinstance(part, TextColumn)}
+    assert len(buffers) == (1 if size == 10 else len(names))
+
+
 def test_concat_of_enums_joins_the_symbols() -> None:
     """Codes of different vocabularies are translated."""
     joined = concat([EnumColumn(np.array([0, 1]), ("A", "B")), EnumColumn(np.array([0, 1]), ("B", "C"))])
