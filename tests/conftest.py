@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.embedded.stack import Stack, StackInfo
+from app.embedded.warm import prepare_fast_starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackInfo]:
     if bootstrap_servers and redis_url:
         yield StackInfo(bootstrap_servers, redis_url, Path(tmp_path_factory.mktemp("stack")), processes=())
         return
+    prepare_fast_starts(print)
     with Stack.start(tmp_path_factory.mktemp("stack")) as started:
         yield started.info
 

@@ -19,9 +19,13 @@ import redis
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from app.embedded import start_cache
 from app.embedded.errors import NotReady, PortTaken, ProcessDied, StackConflict
+from app.embedded.jars import class_path
+from app.embedded.java import find_java
 from app.embedded.readiness import wait_for_leaders, wait_for_leaders_async
 from app.embedded.stack import Stack, StackInfo, running
+from app.embedded.warm import prepare_fast_starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -286,6 +290,26 @@ def test_detached_stack_ends_as_a_whole(tmp_path: Path) -> None:
         assert "died, status -9" in shown.stdout
         with Stack.start(tmp_path) as repaired:
             assert repaired.is_owner
+
+
+@pytest.mark.slow
+def test_start_cache_is_made_used_and_never_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged start-up cache does not keep a broker from starting; a missing one is made once and then used."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = start_cache.cache_file(find_java(), class_path(print))
+    assert file is not None
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"not a cache")
+    with Stack.start(tmp_path / "damaged") as stack:
+        stack.check()
+    file.unlink()
+    told: list[str] = []
+    assert prepare_fast_starts(told.append)
+    assert prepare_fast_starts(told.append)
+    assert len(told) == 1
+    assert list(file.parent.iterdir()) == [file]
+    with Stack.start(tmp_path / "fast") as stack:
+        assert f"-XX:AOTCache={file}" in psutil.Process(stack.info.broker_pids[0]).cmdline()
 
 
 @pytest.mark.slow
