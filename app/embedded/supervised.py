@@ -60,9 +60,8 @@ class Supervised:
         Raises:
             EmbeddedError: the program cannot be started, or the supervisor is gone.
         """
-        command = {"op": "spawn", "name": name, "argv": list(argv), "output": str(output), "env": dict(env)}
-        command["grace_s"] = grace_s
-        answer = self._ask(command)
+        server = {"name": name, "argv": list(argv), "output": str(output), "env": dict(env), "grace_s": grace_s}
+        answer = self._ask({"op": "spawn", **server})
         if "error" in answer:
             raise EmbeddedError(
                 cause=f"{name} cannot be started ({answer['error']})",

@@ -11,7 +11,8 @@ forked by a thread that ends would die with it; here one single-threaded process
 * SIGKILL: the kernel kills the servers (Linux).
 
 Commands arrive as JSON lines on stdin, each is answered by one JSON line on stdout:
-``{"op": "spawn", "name": …, "argv": […], "output": path, "env": {…}, "grace_s": s}`` -> ``{"pid": …}`` or ``{"error": …}``;
+``{"op": "spawn", "name": …, "argv": […], "output": path, "env": {…}, "grace_s": …}`` -> ``{"pid": …}`` or
+``{"error": …}``;
 ``{"op": "detach", "stop_on_exit": bool}`` -> ``{}``: outlive the owner; end everything when a server ends by itself.
 """
 

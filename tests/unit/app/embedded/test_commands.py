@@ -44,7 +44,7 @@ def test_status_of_dead_processes(tmp_path: Path) -> None:
     """Processes that are gone are shown as such, with the exit status where it is known."""
     gone = [
         Process(name, pid, 1.0, 1, tmp_path / f"{name}.log")
-        for name, pid in (("kafka-1", 2**22), ("valkey", 2**22 + 1))
+        for name, pid in (("supervisor", 2**22 + 2), ("kafka-1", 2**22), ("valkey", 2**22 + 1))
     ]
     StackInfo("127.0.0.1:1", "redis://127.0.0.1:1/0", tmp_path, tuple(gone)).save()
     (tmp_path / "exits.jsonl").write_text(f'{{"name": "kafka-1", "pid": {2**22}, "returncode": 137}}\n')
