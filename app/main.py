@@ -89,7 +89,7 @@ def build_scoring(settings: Settings) -> SluiceApp:
         ),
         lookup=ViewLookup(bundle.spec, store),
         model=model,
-        writer=_answer_writer(settings, bundle, book, model.device),
+        writer=answer_writer(settings, bundle, book, model.device),
         producer=producer,
         ledger=ledger,
         metrics=metrics,
@@ -117,7 +117,8 @@ def load_model(settings: Settings, bundle: Bundle) -> ScoringModel:
     return model
 
 
-def _answer_writer(settings: Settings, bundle: Bundle, book: SchemaBook, device: str) -> AnswerWriter:
+def answer_writer(settings: Settings, bundle: Bundle, book: SchemaBook, device: str) -> AnswerWriter:
+    """Encoders of a bundle's answers, their schemas registered."""
     score_schema = load_schema(settings.schemas.folder, "score")
     spec = bundle.spec
     return AnswerWriter(

@@ -133,10 +133,13 @@ class RequestDecoder:
         return self._assembled(batch, order, groups, dead)
 
     def _mark_oversized(self, batch: RecordBatch, ids: NDArray[np.int64], dead: dict[int, Fault]) -> None:
-        for row, value in enumerate(batch.values):
-            if value is not None and len(value) > self._max_request_bytes:
+        sizes = [0 if value is None else len(value) for value in batch.values]
+        if max(sizes) <= self._max_request_bytes:
+            return
+        for row, size in enumerate(sizes):
+            if size > self._max_request_bytes:
                 ids[row] = NOT_FRAMED
-                message = f"{len(value)} bytes; at most {self._max_request_bytes} (SLUICE_DELIVERY__MAX_REQUEST_BYTES)"
+                message = f"{size} bytes; at most {self._max_request_bytes} (SLUICE_DELIVERY__MAX_REQUEST_BYTES)"
                 dead[row] = Fault("decode", "OversizedRecord", message)
 
     def _decode_group(
@@ -260,12 +263,14 @@ class RequestDecoder:
             requests.refuse(row, Fault("schema", "UnknownModel", message))
 
     def _check_keys(self, requests: Requests) -> None:
-        rows = requests.rows.tolist()
-        keys = requests.batch.keys
-        fault = Fault("schema", "KeyMismatch", "the record's key is not its entity_id; produce with key=entity_id")
-        for row, (place, entity) in enumerate(zip(rows, requests.entity_id.to_bytes_list(), strict=True)):
-            if keys[place] != entity:
-                requests.refuse(row, fault)
+        batch = requests.batch
+        keys = batch.keys if len(requests) == len(batch) else [batch.keys[i] for i in requests.rows.tolist()]
+        entities = requests.entity_id.to_bytes_list()
+        if keys != entities:  # one comparison in C for the usual case
+            fault = Fault("schema", "KeyMismatch", "the record's key is not its entity_id; produce with key=entity_id")
+            for row, (key, entity) in enumerate(zip(keys, entities, strict=True)):
+                if key != entity:
+                    requests.refuse(row, fault)
         nameless = Fault("schema", "EmptyRequestId", "request_id is empty; an outcome could never be joined to it")
         for row in np.flatnonzero(requests.request_id.lengths == 0).tolist():
             requests.refuse(row, nameless)
