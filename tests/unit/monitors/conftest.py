@@ -24,6 +24,8 @@ from schemas.wire import frame_header
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from schemas.columns import Column
+
 SCHEMAS = Path(__file__).parents[3] / "schemas"
 FEATURES = [FeatureField("age", "number", "request"), FeatureField("town", "category", "request")]
 START_US = 1_362_096_000_000_000
@@ -45,7 +47,9 @@ class World:
         self._predictions = Encoder(self.schema)
         self._outcomes = Encoder(load_schema(SCHEMAS, "outcome"))
 
-    def predictions(self, ids: Sequence[str], event_us: Sequence[int], scores: Sequence[float], **changes: Any) -> list[bytes]:  # noqa: E501
+    def predictions(
+        self, ids: Sequence[str], event_us: Sequence[int], scores: Sequence[float], **changes: Column
+    ) -> list[bytes]:
         """Values for the prediction log; `age` runs with the row, `town` alternates."""
         n = len(ids)
         columns: dict[str, Any] = {
@@ -108,7 +112,7 @@ def world() -> World:
     return World()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_batch() -> Callable[..., RecordBatch]:
     """Makes record batches."""
     return batch_of
@@ -135,11 +139,12 @@ def reference_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_partition(tmp_path: Path, world: World, rule: JoinRule, reference_file: Path) -> Callable[..., PartitionMonitor]:
+def make_partition(
+    tmp_path: Path, world: World, rule: JoinRule, reference_file: Path
+) -> Callable[[str], PartitionMonitor]:
     """Opens partition monitors over real stores below the test's folder."""
 
-    def make(name: str = "partition-0", **changes: Any) -> PartitionMonitor:
-        tools = world.tools(changes.get("rule", rule), changes.get("reference", reference_file))
-        return PartitionMonitor(0, PartitionStore(tmp_path / name), tools)
+    def make(name: str = "partition-0") -> PartitionMonitor:
+        return PartitionMonitor(0, PartitionStore(tmp_path / name), world.tools(rule, reference_file))
 
     return make
