@@ -10,6 +10,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from aiokafka.errors import KafkaError
+
 from app.transport import commit_offsets
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Committer:
         ledger: the only source of what may be committed.
         settings: interval and watchdog.
         metrics: counts commits.
-        on_stall: called once when the watchdog gives up.
+        on_failure: called when the watchdog gives up, or after an unexpected error.
 
     """
 
@@ -47,11 +49,11 @@ class Committer:
         settings: DeliverySettings,
         metrics: Metrics,
         *,
-        on_stall: Callable[[BaseException], None],
+        on_failure: Callable[[BaseException], None],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app, self._ledger, self._settings, self._metrics = app, ledger, settings, metrics
-        self._on_stall, self._now_s = on_stall, now_s
+        self._on_failure, self._now_s = on_failure, now_s
         self._progress_s = now_s()
         self._lock = asyncio.Lock()
 
@@ -59,7 +61,12 @@ class Committer:
         """Commit for ever; a task of the worker."""
         while True:
             await asyncio.sleep(self._settings.commit_interval_ms / 1000)
-            await self.commit()
+            try:
+                await self.commit()
+            except KafkaError as exc:  # a broker restarts: a commit may be repeated, and the watchdog sees a long outage
+                log.warning("commit failed (%r); trying again", exc)
+            except Exception as exc:  # noqa: BLE001 - crash-only: a committer that is gone would be a silent stall
+                self._on_failure(exc)
             self._watch()
 
     async def commit(self) -> None:
@@ -70,7 +77,7 @@ class Committer:
                 return
             started_s = self._now_s()
             if await commit_offsets(self._app, offsets):
-                self._ledger.commit({tp: o for tp, o in offsets.items() if tp in self._ledger.committable()})
+                self._ledger.commit(offsets)
                 self._progress_s = self._now_s()
                 self._metrics.count("commits")
                 self._metrics.observe_us("commit_duration", int((self._progress_s - started_s) * 1e6))
@@ -84,6 +91,8 @@ class Committer:
         return self._now_s() - self._progress_s
 
     def _watch(self) -> None:
+        if self._app.crash_reason is not None:  # Faust would stop half of itself and stay
+            self._on_failure(self._app.crash_reason)
         stalled_s = self.stalled_s()
         if stalled_s > 2 * self._settings.stall_after_s:
-            self._on_stall(Stalled(f"nothing answered for {stalled_s:.0f} s while {self._ledger.in_flight()} wait"))
+            self._on_failure(Stalled(f"nothing answered for {stalled_s:.0f} s while {self._ledger.in_flight()} wait"))

@@ -97,7 +97,7 @@ def build_scoring(settings: Settings) -> SluiceApp:
         max_queued_rows=settings.batching.max_queued_rows,
         max_in_flight_batches=settings.batching.max_in_flight_batches,
     )
-    committer = Committer(app, ledger, settings.delivery, metrics, on_stall=end_process)
+    committer = Committer(app, ledger, settings.delivery, metrics, on_failure=end_process)
     scoring_agent.attach(app, [topics.REQUESTS], pipeline.submit)
     health = _health(app, settings, committer, lambda: pipeline.failure)
     stats = _attach_views(
@@ -196,7 +196,7 @@ def build_monitor(settings: Settings) -> SluiceApp:
     add_bundle_schemas(book, settings)
     monitor = OutcomeMonitor(settings, book, producer, partial(reference_path, settings))
     ledger = Ledger()
-    committer = Committer(app, ledger, settings.delivery, metrics, on_stall=end_process)
+    committer = Committer(app, ledger, settings.delivery, metrics, on_failure=end_process)
 
     async def handle(batch: RecordBatch) -> None:
         partition = (batch.topic, batch.partition)

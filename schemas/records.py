@@ -56,7 +56,6 @@ class RecordBatch:
         values: n values; None is a tombstone.
         headers: n header tuples, or an empty list when no record of the batch has any.
         received_s: monotonic seconds at which the batch was handed over.
-        generation: the consumer group's generation id; a batch of an older one is dropped.
     """
 
     topic: str
@@ -69,7 +68,6 @@ class RecordBatch:
     values: list[bytes | None]
     headers: list[Headers] = field(default_factory=list)
     received_s: float = 0.0
-    generation: int = 0
 
     def __len__(self) -> int:
         """Number of records."""
