@@ -10,21 +10,41 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
 from app.errors import TopicError
+from schemas.topic_names import (
+    LABELLED,
+    MODEL_CONTROL,
+    MONITOR_EVENTS,
+    OUTCOMES,
+    OUTCOMES_DLQ,
+    PREDICTIONS,
+    REQUESTS,
+    REQUESTS_DLQ,
+    ROLLOUTS,
+    SCORES,
+    WORKER_STATS,
+)
 
 if TYPE_CHECKING:
     from app.settings import Settings
 
-REQUESTS = "score-requests"
-SCORES = "scores"
-PREDICTIONS = "predictions-log"
-OUTCOMES = "outcomes"
-LABELLED = "labelled-predictions"
-MONITOR_EVENTS = "monitor-events"
-REQUESTS_DLQ = "score-requests.dlq"
-OUTCOMES_DLQ = "outcomes.dlq"
-ROLLOUTS = "rollouts"
-MODEL_CONTROL = "model-control"
-WORKER_STATS = "worker-stats"
+__all__ = [
+    "LABELLED",
+    "MODEL_CONTROL",
+    "MONITOR_EVENTS",
+    "OUTCOMES",
+    "OUTCOMES_DLQ",
+    "PREDICTIONS",
+    "REQUESTS",
+    "REQUESTS_DLQ",
+    "ROLLOUTS",
+    "SCORES",
+    "WORKER_STATS",
+    "TopicSpec",
+    "check_partitions",
+    "delete_topics",
+    "ensure_topics",
+    "topic_specs",
+]
 
 MIB = 2**20
 DAY_MS = 86_400_000

@@ -28,7 +28,7 @@ from app.health import Health
 from app.ledger import Ledger
 from app.lookup import ViewLookup
 from app.metrics import Metrics
-from app.life import MonitorLife, ScoringLife, WorkerLife
+from agents.life import MonitorLife, ScoringLife, WorkerLife
 from app.models.bundle import REFERENCE, latest_version, open_bundle, read_spec
 from app.models.runtime import ScoringModel
 from app.pipeline import ScoringPipeline

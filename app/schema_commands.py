@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from agents.topics import LABELLED, PREDICTIONS, REQUESTS
+from schemas.topic_names import LABELLED, PREDICTIONS, REQUESTS
 from app.errors import SluiceError
 from app.models.bundle import latest_version, read_spec
 from app.settings import load_settings
