@@ -94,20 +94,20 @@ class Ledger:
         return {tp: a.answered for tp, a in self._accounts.items() if a.answered > a.committed}
 
     def commit(self, offsets: dict[Partition, int]) -> None:
-        """These offsets are committed.
+        """These offsets are committed, all or none; partitions that are no longer ours are ignored.
 
         Raises:
             ValueError: one lies beyond the answered prefix, or behind an earlier commit.
 
         """
-        for partition, offset in offsets.items():
-            account = self._accounts.get(partition)
-            if account is None:
-                continue
+        ours = {partition: offset for partition, offset in offsets.items() if partition in self._accounts}
+        for partition, offset in ours.items():
+            account = self._accounts[partition]
             if not account.committed <= offset <= account.answered:
                 msg = f"{partition}: commit of {offset} outside {account.committed} .. {account.answered}"
                 raise ValueError(msg)
-            account.committed = offset
+        for partition, offset in ours.items():
+            self._accounts[partition].committed = offset
 
     def revoke(self, partitions: set[Partition] | None = None) -> None:
         """Forget partitions (all when none are named); answers to them are ignored from now on."""
