@@ -54,7 +54,7 @@ class Outbox:
     topic: str
     partition: int
     keys: list[bytes | None]
-    values: list[bytes]
+    values: Sequence[bytes | None]
     headers: list[Headers]
 
 
@@ -155,9 +155,7 @@ class AnswerWriter:
             for i in places
         ]
         values = [raw.values[i] for i in places]
-        return Outbox(
-            self._topics.dead_letters, raw.partition, [raw.keys[i] for i in places], values, headers  # type: ignore[arg-type]
-        )
+        return Outbox(self._topics.dead_letters, raw.partition, [raw.keys[i] for i in places], values, headers)
 
     def _answers(self, batch: MicroBatch, timings: Timings, served_at_us: int) -> RecordColumn:
         count, live, spec = len(batch), batch.live, self._spec

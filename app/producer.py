@@ -18,6 +18,8 @@ from app.errors import DeliveryError
 from app.transport import append_records
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from app.settings import KafkaSettings
     from schemas.records import Headers
 
@@ -30,7 +32,7 @@ class _Parcel:
     """Records of one ``send``; ``done_count`` of them are acknowledged."""
 
     keys: list[bytes | None]
-    values: list[bytes]
+    values: Sequence[bytes | None]
     headers: list[Headers] | None
     future: asyncio.Future[None]
     size_bytes: int
@@ -91,10 +93,12 @@ class OutputProducer:
         topic: str,
         partition: int,
         keys: list[bytes | None],
-        values: list[bytes],
+        values: Sequence[bytes | None],
         headers: list[Headers] | None = None,
     ) -> asyncio.Future[None]:
         """Hand records over; waits only while too many bytes wait for the brokers.
+
+        A value of None is a tombstone; only a dead letter has one.
 
         Returns:
             A future that is done when the broker has acknowledged all of them.
@@ -110,7 +114,7 @@ class OutputProducer:
         if not values:
             future.set_result(None)
             return future
-        size = sum(map(len, values))
+        size = sum(len(value) for value in values if value is not None)
         parcel = _Parcel(keys, values, headers, future, size)
         self._waiting.setdefault((topic, partition), deque()).append(parcel)
         self._account(size)
@@ -160,7 +164,7 @@ class OutputProducer:
             builder = self._producer.create_batch()
             end = append_records(builder, keys, values, headers, start, timestamp_ms)
             if end == start:
-                msg = f"{topic}: a record of {len(values[start])} bytes does not fit a produce batch"
+                msg = f"{topic}: a record of {len(values[start] or b'')} bytes does not fit a produce batch"
                 raise DeliveryError(msg)
             acknowledgements.append(await self._producer.send_batch(builder, topic, partition=partition))
             start = end
@@ -184,7 +188,7 @@ def _take_parcels(queue: deque[_Parcel], batch_bytes: int) -> list[_Parcel]:
     return taken
 
 
-def _joined(parcels: list[_Parcel]) -> tuple[list[bytes | None], list[bytes], list[Headers] | None]:
+def _joined(parcels: list[_Parcel]) -> tuple[list[bytes | None], Sequence[bytes | None], list[Headers] | None]:
     if len(parcels) == 1:
         return parcels[0].keys, parcels[0].values, parcels[0].headers
     keys = [key for p in parcels for key in p.keys]

@@ -108,7 +108,7 @@ async def committed_offsets(app: faust.App, partitions: list[tuple[str, int]]) -
 def append_records(
     builder: BatchBuilder,
     keys: list[bytes | None],
-    values: list[bytes],
+    values: Sequence[bytes | None],
     headers: Sequence[Sequence[tuple[str, bytes]]] | None,
     start: int,
     timestamp_ms: int,
