@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FORMAT_TIMEOUT_S = 60.0
+_TAIL_BYTES = 16 * 1024
 # Stopped together, the last controllers wait 5 s for a quorum that is gone; their partitions are closed long before.
 _CLUSTER_GRACE_S = 3.0
 
@@ -172,12 +173,12 @@ def _valkey_program() -> str:
 
 
 def tail(log: Path, line_count: int = 8) -> str:
-    """Return the last lines of a log, indented, without the JVM's own warnings; empty if there are none."""
+    """Return the last lines of a log that say something, indented: no stack frames, none of the JVM's own warnings."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 8192))
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
             lines = file.read().decode("utf-8", errors="replace").splitlines()
-            lines = [line for line in lines if not line.startswith("WARNING: ")]
+            lines = [line for line in lines if line and not line.startswith(("WARNING: ", "\t"))]
     except OSError:
         return ""
     return "\n".join(f"    {line[:240]}" for line in lines[-line_count:])

@@ -140,7 +140,8 @@ class Stack:
                 return cls._bring_up(data_dir, servers, progress)
             except ProcessDied as error:
                 # Between our look and the server's, somebody else may have taken a port; choose again.
-                if attempt == _ATTEMPTS or not _lost_a_port(error):
+                chosen = [*kafka_ports, *controller_ports, redis_port]
+                if attempt == _ATTEMPTS or not _lost_a_port(error, chosen):
                     raise
                 progress("A port was taken meanwhile, choosing others")
                 _require_given_free(brokers, *given)
@@ -362,9 +363,10 @@ def _require_given_free(brokers: int, kafka_port: int | None, redis_port: int | 
         ports.require_free(redis_port, "--redis-port")
 
 
-def _lost_a_port(error: ProcessDied) -> bool:
-    text = str(error)
-    return "BindException" in text or "Address already in use" in text or "Failed to bind" in text
+def _lost_a_port(error: ProcessDied, chosen: list[int]) -> bool:
+    """Tell whether a server ended because its port was taken: its log says so, or somebody still holds a port."""
+    said_so = any(sign in str(error) for sign in ("BindException", "Address already in use", "Failed to bind"))
+    return said_so or any(ports.answers(port) for port in chosen)
 
 
 def _process(name: str, pid: int, port: int, log: Path) -> Process:

@@ -19,7 +19,7 @@ import redis
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from app.embedded import start_cache
+from app.embedded import ports, start_cache
 from app.embedded.errors import NotReady, PortTaken, ProcessDied, StackConflict
 from app.embedded.jars import class_path
 from app.embedded.java import find_java
@@ -178,6 +178,29 @@ def test_given_ports_are_used_and_taken_ones_refused(tmp_path: Path) -> None:
             with pytest.raises(PortTaken, match=rf"{port}.*pid {os.getpid()}"):
                 Stack.start(tmp_path, **wish)
     assert running(tmp_path) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["kafka", "controller", "valkey"])
+def test_port_that_is_lost_meanwhile_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str) -> None:
+    """When somebody takes a port between our look and the server's, others are chosen and the start succeeds."""
+    real = ports.free_ports
+    with socket.create_server(("127.0.0.1", 0)) as thief:
+        stolen = thief.getsockname()[1]
+        choices = iter([True])
+
+        def free_ports(count: int) -> list[int]:
+            found = real(count)
+            if next(choices, False):
+                found[["kafka", "controller", "valkey"].index(victim)] = stolen
+            return found
+
+        monkeypatch.setattr(ports, "free_ports", free_ports)
+        told: list[str] = []
+        with Stack.start(tmp_path, on_progress=told.append) as stack:
+            stack.check()
+            assert stolen not in {each.port for each in stack.info.processes}
+    assert "A port was taken meanwhile, choosing others" in told
 
 
 def test_owner_that_dies_leaves_no_orphan(tmp_path: Path) -> None:
