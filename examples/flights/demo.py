@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from .verify import Verification
 
 FIRST_MONTH = 3
+PARTITIONS = 2
+"""A tick holds a dozen requests: over more partitions they become more micro-batches, for two cores to carry."""
 MONITOR_WAIT_S = 60.0
 REPORT_WAIT_S = 60.0
 POLL_S = 0.5
@@ -157,6 +160,7 @@ def _servers(choices: Choices, console: Console) -> Iterator[dict[str, Any]]:
 def _overrides(choices: Choices, addresses: dict[str, Any]) -> dict[str, Any]:
     """The settings of this run; a fresh deployment, so that nothing is committed for its groups."""
     folder = choices.data_dir / "demo"
+    addresses["kafka"]["partitions"] = int(os.environ.get("SLUICE_KAFKA__PARTITIONS", PARTITIONS))
     return addresses | {
         "deployment": f"flights-{int(time.time())}",
         "models": {"repository": str(choices.data_dir / "models"), "name": MODEL},
@@ -295,7 +299,12 @@ def _show(
     account: Conservation,
     verification: Verification,
 ) -> None:
-    table = Table(title=f"{len(replayed.answers):,} flights in {replayed.elapsed_s:.0f} s", title_justify="left")
+    table = Table(
+        title=f"{len(replayed.answers):,} flights in {replayed.elapsed_s:.0f} s",
+        title_justify="left",
+        box=SIMPLE,
+        pad_edge=False,
+    )
     for heading in ("month", "scored", "p50 ms", "p99 ms", "late", "AUC", "no store", "Brier", "drifted"):
         table.add_column(heading, justify="left" if heading == "month" else "right", no_wrap=True)
     for row in figures:
