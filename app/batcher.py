@@ -1,11 +1,16 @@
 """When a micro-batch fires; pure, the clock comes in as a value.
 
-Rows come in segments (the rows of one fetched record batch), so the cost is for a segment, not for a row. Rules, first match:
+Rows come in segments (the rows of one fetched record batch), so the cost is for a segment, not for a row. The device
+takes one micro-batch at a time; one more may be formed ahead, so that its features are there when the device is free.
 
-1. full: ``max_batch_size`` rows wait.
-2. deadline: the oldest deadline minus the learned cost is reached.
-3. window: ``window_s`` has passed since the first waiting row arrived.
-4. idle: the device is idle; waiting would only add latency.
+Rules, the first that holds:
+
+1. full: ``max_batch_size`` rows wait; more company is impossible.
+2. deadline: the earliest deadline is as close as answering its bucket takes (learned).
+3. While the device will be busy for longer than preparing takes, nothing fires: the rows gain company for nothing.
+4. window: ``window_s`` has passed since the first waiting row arrived.
+5. idle: the device is free, and the hold that ``hold.py`` has learned for the first row of a quiet spell is over. When
+   rows come one by one it is zero: a lone row fires at once, whatever the window.
 """
 
 from __future__ import annotations
@@ -15,13 +20,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from app.hold import LearnedHold
 from schemas.records import FireReason
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
 COST_SMOOTHING = 0.2
-"""Weight of the newest batch in the learned cost; about the last ten batches count."""
+"""Weight of the newest batch in a learned cost; about the last ten count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,37 @@ class Slice:
     def __len__(self) -> int:
         """Number of rows; 0 for a segment that holds only dead letters."""
         return self.end - self.start
+
+
+@dataclass(slots=True)
+class LearnedCost:
+    """Seconds that a micro-batch of some size takes, learned for each power of two.
+
+    Example:
+        >>> cost = LearnedCost()
+        >>> cost.of(1)
+        0.0
+        >>> cost.learn(4, 0.002)
+        >>> cost.of(3), cost.of(1), cost.of(8)
+        (0.002, 0.002, 0.002)
+
+    """
+
+    _seconds: dict[int, float] = field(default_factory=dict)
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """What a batch of ``rows`` took just now."""
+        bucket = _bucket(rows)
+        known = self._seconds.get(bucket, seconds)
+        self._seconds[bucket] = known + COST_SMOOTHING * (seconds - known)
+
+    def of(self, rows: int) -> float:
+        """What a batch of ``rows`` will take: the cost of its bucket, else of the nearest one known, else 0."""
+        if not self._seconds:
+            return 0.0
+        bucket = _bucket(rows)
+        nearest = bucket if bucket in self._seconds else min(self._seconds, key=lambda known: abs(known - bucket))
+        return self._seconds[nearest]
 
 
 @dataclass(slots=True)
@@ -52,17 +89,20 @@ class MicroBatcher:
 
     Attributes:
         max_batch_size: rows of a micro-batch at most.
-        window_s: how long a row may wait for company.
+        window_s: how long a row may wait for company while the device could take it.
+        run: seconds on the device, by rows.
+        answer: seconds from firing to handing the answers over, by rows; for deadlines.
+        prepare: seconds from firing to the device (features), by rows.
 
     Example:
         >>> batcher = MicroBatcher(max_batch_size=4, window_s=0.005)
         >>> batcher.add("a", rows=3, now_s=0.0)
-        >>> batcher.fire_reason(now_s=0.0, device_idle=False) is None
+        >>> batcher.fire_reason(now_s=0.0, device_free_s=9.0) is None
         True
-        >>> batcher.fire_reason(now_s=0.0, device_idle=True).name
+        >>> batcher.fire_reason(now_s=0.0, device_free_s=0.0).name
         'IDLE'
         >>> batcher.add("b", rows=3, now_s=0.001)
-        >>> batcher.fire_reason(now_s=0.001, device_idle=False).name
+        >>> batcher.fire_reason(now_s=0.001, device_free_s=9.0).name
         'FULL'
         >>> batcher.take()
         [Slice(segment='a', start=0, end=3), Slice(segment='b', start=0, end=1)]
@@ -73,11 +113,21 @@ class MicroBatcher:
 
     max_batch_size: int
     window_s: float
+    run: LearnedCost = field(default_factory=LearnedCost)
+    answer: LearnedCost = field(default_factory=LearnedCost)
+    prepare: LearnedCost = field(default_factory=LearnedCost)
     waiting_rows: int = 0
-    cost_s: float = 0.0
+    hold: LearnedHold = field(init=False)
     _waiting: deque[_Waiting] = field(default_factory=deque)
+    _held_since_s: float = -math.inf
 
-    def add(self, segment: Hashable, *, rows: int, now_s: float, deadline_s: float = math.inf) -> None:
+    def __post_init__(self) -> None:
+        """The hold learns from the same run times."""
+        self.hold = LearnedHold(self.window_s, self.run.of)
+
+    def add(
+        self, segment: Hashable, *, rows: int, now_s: float, deadline_s: float = math.inf, device_free_s: float = math.inf
+    ) -> None:
         """Rows that arrived now; a segment without rows still fires, alone or with others.
 
         Args:
@@ -85,28 +135,46 @@ class MicroBatcher:
             rows: >= 0.
             now_s: monotonic seconds.
             deadline_s: the earliest deadline of its rows.
+            device_free_s: when the device will be free; ``now_s`` or earlier: it is.
 
         """
+        if not self._waiting and now_s >= device_free_s:
+            self._held_since_s = now_s
+            self.hold.begin(now_s, rows=rows)
+        else:
+            self.hold.note(now_s, rows=rows)
         self._waiting.append(_Waiting(segment, rows, now_s, deadline_s))
         self.waiting_rows += rows
 
-    def fire_reason(self, *, now_s: float, device_idle: bool) -> FireReason | None:
-        """Why to fire now, or None."""
+    def fire_reason(self, *, now_s: float, device_free_s: float) -> FireReason | None:
+        """Why to fire now, or None.
+
+        Args:
+            now_s: monotonic seconds.
+            device_free_s: when the device will be free; ``now_s`` or earlier: it is.
+
+        """
         if not self._waiting:
             return None
         if self.waiting_rows >= self.max_batch_size:
             return FireReason.FULL
-        if now_s >= self._earliest_deadline_s() - self.cost_s:
+        if now_s >= self._latest_start_s():
             return FireReason.DEADLINE
+        if now_s < device_free_s - self.prepare.of(self.waiting_rows):
+            return None
         if now_s >= self._waiting[0].arrival_s + self.window_s:
             return FireReason.WINDOW
-        return FireReason.IDLE if device_idle else None
+        return None if now_s < self._held_since_s + self.hold.seconds else FireReason.IDLE
 
-    def wake_at_s(self) -> float:
+    def wake_at_s(self, *, now_s: float, device_free_s: float) -> float:
         """When to ask again if nothing else happens; infinity when nothing waits."""
         if not self._waiting:
             return math.inf
-        return min(self._waiting[0].arrival_s + self.window_s, self._earliest_deadline_s() - self.cost_s)
+        ready_s = device_free_s - self.prepare.of(self.waiting_rows)
+        if now_s < ready_s:
+            return min(ready_s, self._latest_start_s())
+        held_s = self._held_since_s + self.hold.seconds
+        return min(self._waiting[0].arrival_s + self.window_s, self._latest_start_s(), held_s)
 
     def take(self) -> list[Slice]:
         """The oldest rows, at most ``max_batch_size``, in order of arrival."""
@@ -123,16 +191,12 @@ class MicroBatcher:
             self.waiting_rows -= rows
             if first.taken == first.rows:
                 self._waiting.popleft()
+        self._held_since_s = -math.inf
         return slices
 
-    def clear(self) -> None:
-        """Forget everything; the rows will be delivered again to whoever has their partition."""
-        self._waiting.clear()
-        self.waiting_rows = 0
+    def _latest_start_s(self) -> float:
+        return min(w.deadline_s for w in self._waiting) - self.answer.of(min(self.waiting_rows, self.max_batch_size))
 
-    def learn_cost(self, cost_s: float) -> None:
-        """What the last micro-batch took from firing to its answers."""
-        self.cost_s += COST_SMOOTHING * (cost_s - self.cost_s)
 
-    def _earliest_deadline_s(self) -> float:
-        return min(w.deadline_s for w in self._waiting)
+def _bucket(rows: int) -> int:
+    return max(rows - 1, 0).bit_length()

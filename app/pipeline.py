@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from app.metrics import Metrics
     from app.models.runtime import ScoringModel
     from app.producer import OutputProducer
-    from app.requests import RequestDecoder
+    from app.requests import RequestDecoder, Requests
     from schemas.records import RecordBatch
 
 log = logging.getLogger(__name__)
 
 COMPUTE_QUEUE = 1
-"""Micro-batches formed ahead of the device: one, so that rows wait in the batcher, where they still find company."""
+"""Micro-batches formed ahead of the device: one, so that further rows wait in the batcher, where they find company."""
 EMIT_QUEUE = 2
 
 
@@ -97,7 +97,7 @@ class ScoringPipeline:
         self._in_flight = asyncio.Semaphore(max_in_flight_batches)
         self._acks: set[asyncio.Task[None]] = set()
         self._stages: list[asyncio.Task[None]] = []
-        self._on_device = 0
+        self._device_free_s = -math.inf
         self._unanswered = 0
         self._draining = False
         self.failure: BaseException | None = None
@@ -126,23 +126,45 @@ class ScoringPipeline:
         if self.failure is not None:
             msg = f"the pipeline has stopped: {self.failure!r}"
             raise DeliveryError(msg)
-        requests = self._decoder.decode(batch)
-        requests.arrived_s = batch.received_s
-        requests.decoded_s = self._now_s()
-        self.ledger.deliver((batch.topic, batch.partition), batch.start_offset, batch.next_offset)
+        requests = self._accepted(batch)
         self._metrics.count("consumed", len(batch))
         for fault in requests.dead.values():
             self._metrics.count("undecodable", error_class=fault.error_class)
         deadline_s = math.inf
         if batch.headers and len(requests):
             deadline_s = requests.decoded_s + float(requests.deadline_ms.min()) / 1000 - self._wall_s()
-        self._unanswered += 1
+        self._unanswered += batch.next_offset - batch.start_offset
         self._quiet.clear()
-        self._batcher.add(requests, rows=len(requests), now_s=requests.decoded_s, deadline_s=deadline_s)
+        self._batcher.add(
+            requests,
+            rows=len(requests),
+            now_s=requests.decoded_s,
+            deadline_s=deadline_s,
+            device_free_s=self._device_free_s,
+        )
         self._arrived.set()
         if self._batcher.waiting_rows >= self._max_queued_rows:
             self._room.clear()
             await self._room.wait()
+
+    def _accepted(self, batch: RecordBatch) -> Requests:
+        """The batch decoded and entered into the ledger.
+
+        Raises:
+            DeliveryError: neither may fail whatever a record holds; should it, a later batch would count as answered
+                past this one, so the pipeline ends.
+
+        """
+        try:
+            requests = self._decoder.decode(batch)
+            self.ledger.deliver((batch.topic, batch.partition), batch.start_offset, batch.next_offset)
+        except Exception as exc:
+            self._fail(exc)
+            msg = f"the pipeline has stopped: {exc!r}"
+            raise DeliveryError(msg) from exc
+        requests.arrived_s = batch.received_s
+        requests.decoded_s = self._now_s()
+        return requests
 
     async def drain(self, timeout_s: float) -> bool:
         """Fire what waits and wait until all is answered; False when the time was too short."""
@@ -188,19 +210,22 @@ class ScoringPipeline:
                 if batch.lookup.error is not None:
                     self._metrics.count("store_failures")
             batch.marks_s["features"] = self._now_s()
+            self._batcher.prepare.learn(len(batch), batch.marks_s["features"] - batch.fired_s)
             await self._compute_queue.put(batch)
 
     async def _fire(self) -> FireReason:
+        """Wait until the batcher fires; at most one micro-batch is formed ahead of the device."""
         while True:
             self._arrived.clear()
             now_s = self._now_s()
-            idle = self._on_device == 0 and self._compute_queue.empty()
-            reason = self._batcher.fire_reason(now_s=now_s, device_idle=idle)
-            if reason is not None:
-                return FireReason.SHUTDOWN if self._draining and reason is FireReason.IDLE else reason
-            wait_s = self._batcher.wake_at_s() - now_s
+            wake_s = math.inf
+            if self._compute_queue.empty():
+                reason = self._batcher.fire_reason(now_s=now_s, device_free_s=self._device_free_s)
+                if reason is not None:
+                    return FireReason.SHUTDOWN if self._draining and reason is FireReason.IDLE else reason
+                wake_s = self._batcher.wake_at_s(now_s=now_s, device_free_s=self._device_free_s)
             try:
-                async with asyncio.timeout(None if math.isinf(wait_s) else max(wait_s, 0.0)):
+                async with asyncio.timeout(None if math.isinf(wake_s) else max(wake_s - now_s, 0.0)):
                     await self._arrived.wait()
             except TimeoutError:
                 continue
@@ -210,11 +235,14 @@ class ScoringPipeline:
         while True:
             batch = await self._compute_queue.get()
             expire(batch, int(self._wall_s() * 1000))
-            self._on_device = 1
-            batch.marks_s["start"] = self._now_s()
+            started_s = batch.marks_s["start"] = self._now_s()
+            self._device_free_s = started_s + self._batcher.run.of(len(batch.live))
+            self._arrived.set()  # there is room for one micro-batch ahead
             await loop.run_in_executor(self._thread, compute, batch, self._model)
-            self._on_device = 0
-            self._arrived.set()  # the device is idle: the batcher may fire
+            self._device_free_s = self._now_s()
+            if batch.device_rows:
+                self._batcher.run.learn(batch.device_rows, self._device_free_s - started_s)
+            self._arrived.set()  # the device is free
             await self._emit_queue.put(batch)
 
     async def _emit(self) -> None:
@@ -231,7 +259,7 @@ class ScoringPipeline:
                     await self._producer.send(b.topic, b.partition, b.keys, b.values, b.headers) for b in boxes if b.values
                 ]
                 sent.append((part, futures))
-            self._batcher.learn_cost(self._now_s() - batch.fired_s)
+            self._batcher.answer.learn(len(batch), self._now_s() - batch.fired_s)
             task = asyncio.create_task(self._guarded(self._acknowledge(batch, timings, sent)))
             self._acks.add(task)
             task.add_done_callback(self._acks.discard)
@@ -242,8 +270,7 @@ class ScoringPipeline:
                 await future
             raw = part.requests.batch
             self.ledger.answer((raw.topic, raw.partition), part.first_offset, part.next_offset)
-            if part.end == len(part.requests):
-                self._unanswered -= 1
+            self._unanswered -= part.next_offset - part.first_offset
         self._in_flight.release()
         if not self._unanswered:
             self._quiet.set()
