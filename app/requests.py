@@ -29,7 +29,11 @@ NO_DEADLINE = np.iinfo(np.int64).max
 DEADLINE_HEADER = "x-deadline-unix-ms"
 VERSION_HEADER = "x-model-version"
 LABEL_HEADER = "x-model-label"
-TEXTS, TIMES = {"category"}, {"time"}
+TEXTS = {"category"}
+OTHER_TIMES = {
+    f"{stem}-{unit}" for stem in ("timestamp", "local-timestamp") for unit in ("millis", "nanos")
+} | {"local-timestamp-micros"}
+"""Read as UTC micros, these would be wrong by a factor or by an offset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +184,10 @@ class RequestDecoder:
         if decoder is None:
             return Fault("schema", "RefusedSchema", f"schema id {schema_id} is recursive or has items without bytes")
         fields = {f["name"]: f["type"] for f in schema.get("fields", [])}
-        wanted = {"request_id": "string", "entity_id": "string"}
+        wanted = {"request_id": "string", "entity_id": "string", "event_time": "long"}
         features = fields.get("features")
-        if any(fields.get(n) != t for n, t in wanted.items()) or not isinstance(features, dict) \
-                or features.get("type") != "record" or "event_time" not in fields:  # fmt: skip
+        fits = all(n in fields and not isinstance(fields[n], list) and _value_type(fields[n]) == t for n, t in wanted.items())
+        if not fits or not isinstance(features, dict) or features.get("type") != "record":
             message = f"schema id {schema_id} is {schema.get('name')}, not a score request"
             return Fault("schema", "WrongSchema", message)
         return _Plan(decoder, self._type_fault(features))
@@ -331,20 +335,19 @@ def _read_deadline(requests: Requests, row: int, value: bytes | None) -> None:
 
 
 def _value_type(avro_type: object) -> str:
+    """Type of a field, null left out; a time in another unit than micros is named by that unit."""
     if isinstance(avro_type, list):
         inner = [t for t in avro_type if t != "null"]
         return _value_type(inner[0]) if len(inner) == 1 else "union"
     if isinstance(avro_type, dict):
-        return str(avro_type["type"]) if avro_type["type"] in _SCALARS else str(avro_type.get("type"))
+        unit = avro_type.get("logicalType")
+        return str(unit if unit in OTHER_TIMES else avro_type["type"])
     return str(avro_type)
-
-
-_SCALARS = {"int", "long", "float", "double", "string", "boolean", "enum"}
 
 
 def _accepted(feature: Feature) -> set[str]:
     return {
-        "number": {"int", "long", "float", "double"},
+        "number": {"int", "long", "float", "double"} | OTHER_TIMES,
         "category": {"string", "enum"},
         "time": {"long"},
         "flag": {"boolean"},
