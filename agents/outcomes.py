@@ -187,6 +187,12 @@ class OutcomeMonitor:
         if lock is None:
             msg = f"partition {batch.partition} of {batch.topic} is not assigned to this worker; drop the batch"
             raise PartitionNotOwned(msg)
+        # Shielded: a step that has begun in its thread is finished, under its lock, even when the caller is cancelled.
+        step = asyncio.create_task(self._locked_step(lock, batch, silent=silent), name=f"join {batch.partition}")
+        step.add_done_callback(_mark_seen)
+        await asyncio.shield(step)
+
+    async def _locked_step(self, lock: asyncio.Lock, batch: RecordBatch, *, silent: bool) -> None:
         async with lock:
             monitor = self._partitions.get(batch.partition)
             if monitor is None:
@@ -337,6 +343,12 @@ class OutcomeMonitor:
                 monitor = self._partitions.get(partition)
                 if monitor is not None and self._failed is None:
                     yield monitor
+
+
+def _mark_seen(step: asyncio.Task[None]) -> None:
+    """The caller gets the exception raised, or was cancelled and finds it in the next step: no warning on top."""
+    if not step.cancelled():
+        step.exception()
 
 
 def _below(batch: RecordBatch, monitor: PartitionMonitor) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import shutil
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import TopicPartition
 from sklearn.metrics import brier_score_loss, precision_score, recall_score, roc_auc_score
 
-from agents.outcomes import OutcomeMonitor
+from agents.outcomes import OutcomeMonitor, PartitionNotOwned
 from agents.topics import LABELLED, MONITOR_EVENTS, OUTCOMES, OUTCOMES_DLQ, PREDICTIONS, delete_topics, ensure_topics
 from app.producer import OutputProducer
 from app.settings import Settings, load_settings
@@ -262,6 +264,45 @@ async def test_a_lost_store_is_rebuilt_byte_for_byte_in_silence(stream: Stream, 
     assert rebuilt.snapshot()["counters"]["redelivered"] > 0
     await rebuilt.stop()
     assert sent == (len(await _read(stream.settings, LABELLED)), len(await _read(stream.settings, OUTCOMES_DLQ)))
+
+
+async def test_a_cancelled_step_is_finished_before_the_store_closes(stream: Stream, producer: OutputProducer) -> None:
+    """Whoever cancels `handle` half-way finds the whole step in the store, and its outputs sent once."""
+    monitor = await stream.monitor(producer, {})
+
+    async def take_and_cancel(batch: RecordBatch) -> None:
+        task = asyncio.create_task(monitor.handle(batch))
+        await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    await read_ranges(stream.settings.kafka.bootstrap_servers, ALL, take_and_cancel)
+    await monitor.stop()
+    again = await stream.monitor(producer, {})
+    assert again.snapshot()["counters"]["joined"] == ROWS
+    assert len(await _read(stream.settings, LABELLED)) == ROWS
+    await again.stop()
+
+
+async def test_a_batch_of_a_partition_that_is_not_owned_is_refused(stream: Stream, producer: OutputProducer) -> None:
+    """Nothing is done with it, so that nobody commits it; the partitions that are owned go on."""
+    monitor = await stream.monitor(producer, {})
+    await monitor.revoked({1})
+    refused = 0
+
+    async def take(batch: RecordBatch) -> None:
+        nonlocal refused
+        try:
+            await monitor.handle(batch)
+        except PartitionNotOwned:
+            assert batch.partition == 1
+            refused += 1
+
+    await read_ranges(stream.settings.kafka.bootstrap_servers, ALL, take)
+    assert refused > 0
+    assert monitor.snapshot()["counters"]["joined"] == (stream.frame["partition"] == 0).sum()
+    await monitor.stop()
 
 
 async def test_a_report_is_written_for_a_closed_window(stream: Stream, producer: OutputProducer) -> None:

@@ -130,6 +130,19 @@ def test_a_significant_but_small_change_is_no_drift() -> None:
     assert not verdict.drifted
 
 
+def test_a_large_index_that_chance_explains_is_no_drift() -> None:
+    """Twenty categories in 250 rows differ by chance: the index is above the floor, the verdict is not drift."""
+    rng = np.random.default_rng(6)
+
+    def frame(rows: int) -> pd.DataFrame:
+        return pd.DataFrame({"street": rng.integers(0, 20, rows).astype(str), "score": rng.random(rows)})
+
+    reference = Reference.from_frame(frame(500))
+    verdicts = [drift(reference, counted(reference, frame(250))).features["street"] for _ in range(20)]
+    assert max(v.psi or 0.0 for v in verdicts) > 0.1
+    assert not any(v.drifted for v in verdicts)
+
+
 def test_missing_values_are_a_signal() -> None:
     """Half of the values missing is drift, and the share is told."""
     reference = Reference.from_frame(frame_of(1, 2000))

@@ -13,6 +13,7 @@ from monitors.closing import Closing
 from monitors.drift import drift
 from monitors.quality import quality
 from monitors.report_worker import sample_frame
+from monitors.windows import CORE_CELLS, Layout, WindowCounts
 from schemas.columnar import Decoder, NumberColumn
 from schemas.wire import frame_header
 
@@ -176,6 +177,38 @@ def test_the_counters_are_those_of_the_log(make_partition: Make, log: Log) -> No
     assert {name: tallies[name] for name in expected} == expected
 
 
+def test_the_windows_are_those_of_counting_everything_at_once(make_partition: Make, log: Log, world: World) -> None:
+    """Labels, delays and sums of every window equal those of the final labels, counted once without a join."""
+    monitor, _ = play(make_partition(), log, 5)
+    ids, values = log.topics[PREDICTIONS]
+    fields: dict[str, Any] = dict(Decoder(world.schema).decode(values).columns.fields)
+    rows = {i: k for k, i in reversed(list(enumerate(ids)))}  # the first of each id
+    score, event_us = fields["score"].values, fields["event_time"].values
+    told: dict[str, tuple[float, int, int, bool]] = {}
+    reader = Decoder(world.book.schema(world.outcome_id) or {})
+    decoded: dict[str, Any] = dict(reader.decode(log.topics[OUTCOMES][1]).columns.fields)
+    columns = (decoded[n].values.tolist() for n in ("label", "outcome_time", "revision", "retracted"))
+    for request_id, *outcome in zip(log.topics[OUTCOMES][0], *columns, strict=True):
+        late = request_id in rows and outcome[1] > START_US + (
+            (int(event_us[rows[request_id]]) - START_US) // (24 * HOUR_US) + 1 + 2) * 24 * HOUR_US  # fmt: skip
+        if request_id in rows and not late and outcome[2] > told.get(request_id, (0, 0, -1, False))[2]:
+            told[request_id] = tuple(outcome)
+    for key in sorted(monitor.revisions):
+        inside = [i for i, k in rows.items() if key.start_us <= event_us[k] < key.start_us + 24 * HOUR_US]
+        labelled = [i for i in inside if i in told and not told[i][3]]
+        at = np.array([rows[i] for i in labelled])
+        expected = WindowCounts(Layout())
+        expected.add_predictions(score[[rows[i] for i in inside]])
+        labels, times = (np.array([told[i][k] for i in labelled], dtype=np.int64) for k in (0, 1))
+        expected.add_labels(score[at], score[at] >= 0.5, labels, times - event_us[at])
+        counts = monitor.window(key)
+        assert counts is not None
+        for name in ("late_outcomes", "retracted_outcomes"):
+            expected.tally(name, counts.count(name))
+        assert counts.cells[:CORE_CELLS].tolist() == expected.cells.tolist()
+    monitor.store.close()
+
+
 def test_labelled_predictions_hold_the_features_and_the_outcome(make_partition: Make, log: Log, world: World) -> None:
     """The training feed decodes under its own schema, with the model's features as used, for each revision."""
     _, sent, _ = canonical(make_partition, log)
@@ -218,6 +251,62 @@ def test_entries_expire_and_unknown_outcomes_become_orphans(
     assert left == {b"new", b"unknown-new"}
     assert len(list(monitor.store.scan(b"x"))) == 2
     assert (monitor.meta.tallies["orphans"], monitor.meta.tallies["parked"]) == (50, 1)
+    monitor.store.close()
+
+
+def test_a_redelivery_that_brings_more_leaves_nothing_behind(
+    make_partition: Make, world: World, make_batch: MakeBatch
+) -> None:
+    """Two batches that start at the same offset index their entries apart: both expire."""
+    monitor = make_partition()
+    ids = [f"r{k}" for k in range(7)]
+    times = [START_US] * 6 + [START_US + 400 * HOUR_US]
+    values = world.predictions(ids, times, [0.5] * 7)
+    unknown = [f"x{k}" for k in range(7)]
+    outcomes = world.outcomes(unknown, [1.0] * 7, times)
+    for size in (3, 6, 7):
+        monitor.commit(monitor.take_predictions(make_batch(PREDICTIONS, ids[:size], values[:size])))
+        monitor.commit(monitor.take_outcomes(make_batch(OUTCOMES, unknown[:size], outcomes[:size])))
+    assert {key for key, _ in monitor.store.scan(b"e")} == {b"r6", b"x6"}
+    monitor.store.close()
+
+
+def test_an_old_outcome_that_comes_after_its_time_still_becomes_an_orphan(
+    make_partition: Make, world: World, make_batch: MakeBatch
+) -> None:
+    """Its expiry lies behind what was looked at already, and is looked at again."""
+    monitor = make_partition()
+    for start, moment in enumerate((START_US, START_US + 200 * HOUR_US, START_US + 400 * HOUR_US)):
+        values = world.predictions([f"r{start}"], [moment], [0.5])
+        monitor.commit(monitor.take_predictions(make_batch(PREDICTIONS, [f"r{start}"], values, start)))
+        outcomes = world.outcomes([f"r{start}"], [1.0], [moment])
+        monitor.commit(monitor.take_outcomes(make_batch(OUTCOMES, [f"r{start}"], outcomes, start)))
+    for start, name in ((3, "late"), (4, "later")):
+        outcomes = world.outcomes([name], [1.0], [START_US + start])
+        monitor.commit(monitor.take_outcomes(make_batch(OUTCOMES, [name], outcomes, start)))
+    assert monitor.meta.tallies["orphans"] == 1
+    assert {key for key, _ in monitor.store.scan(b"e")} == {b"r2", b"later"}
+    monitor.store.close()
+
+
+def test_outcomes_that_lag_far_behind_the_predictions_still_join(
+    make_partition: Make, world: World, make_batch: MakeBatch
+) -> None:
+    """Reading one topic a year ahead of the other expires nothing, until the outcomes are said to be idle."""
+    monitor = make_partition()
+    for start, moment in enumerate((START_US, START_US + 9000 * HOUR_US)):
+        values = world.predictions([f"r{start}"], [moment], [0.5])
+        monitor.commit(monitor.take_predictions(make_batch(PREDICTIONS, [f"r{start}"], values, start)))
+        outcomes = world.outcomes([f"x{start}"], [1.0], [START_US + start])
+        monitor.commit(monitor.take_outcomes(make_batch(OUTCOMES, [f"x{start}"], outcomes, start)))
+    outcomes = world.outcomes(["r0"], [1.0], [START_US + HOUR_US])
+    monitor.commit(monitor.take_outcomes(make_batch(OUTCOMES, ["r0"], outcomes, 2)))
+    assert monitor.meta.tallies["joined"] == 1
+    monitor.outcomes_idle = True
+    values = world.predictions(["r2"], [START_US + 9000 * HOUR_US], [0.5])
+    monitor.commit(monitor.take_predictions(make_batch(PREDICTIONS, ["r2"], values, 2)))
+    assert {key for key, _ in monitor.store.scan(b"e")} == {b"r1", b"r2"}
+    assert monitor.meta.tallies["orphans"] == 2
     monitor.store.close()
 
 
