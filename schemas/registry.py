@@ -99,7 +99,8 @@ class SchemaBook:
         local = self._learn(schema, full_name(schema))
         if self._registry is None:
             return local
-        answer = _ask(self._registry, "POST", f"subjects/{subject(topic, schema)}/versions", {"schema": json.dumps(schema)})
+        path = f"subjects/{subject(topic, schema)}/versions"
+        answer = _ask(self._registry, "POST", path, {"schema": json.dumps(schema)})
         schema_id = int(answer["id"])
         self._by_id[schema_id] = schema
         return schema_id
@@ -186,7 +187,8 @@ def _parse(schema: dict[str, Any]) -> Schema:
 
 def _without_docs(node: Any) -> Any:  # noqa: ANN401 - any JSON
     if isinstance(node, dict):
-        return {key: _without_docs(value) for key, value in node.items() if key != "doc"}
+        # A default is data: it may well have a key of that name.
+        return {k: v if k == "default" else _without_docs(v) for k, v in node.items() if k != "doc"}
     if isinstance(node, list):
         return [_without_docs(item) for item in node]
     return node
