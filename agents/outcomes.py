@@ -41,6 +41,7 @@ THREAD_ROWS = 256
 """Larger batches are worked on in a thread, so that the event loop answers its heartbeats."""
 OPEN_ATTEMPTS, OPEN_PAUSE_S = 100, 0.1
 """After a rebalance the worker that had the partition may need a moment to close its store."""
+LEARN_EVERY_S = 5.0
 MIN_REPORT_ROWS = 50
 SAMPLE_FLOOR = 50
 
@@ -62,6 +63,8 @@ class OutcomeMonitor:
         producer: started; sends labelled predictions, dead letters and events.
         reference_of: path of the reference frame of a model version, or None.
         now_s: wall clock, for idleness and the time stamp of events; never for what is counted.
+        learn_schemas: makes the book look for models that were added since, when a prediction's schema is unknown;
+            called at most every 5 s, in whatever thread the step runs.
 
     """
 
@@ -73,6 +76,7 @@ class OutcomeMonitor:
         reference_of: Callable[[str, int], Path | None],
         *,
         now_s: Callable[[], float] = time.time,
+        learn_schemas: Callable[[], None] = lambda: None,
     ) -> None:
         monitor = settings.monitor
         self._settings = settings
@@ -82,7 +86,8 @@ class OutcomeMonitor:
         self._rule = JoinRule.of_seconds(
             monitor.window, monitor.label_horizon_s, monitor.maturity_s, monitor.allowed_lateness_s
         )
-        self._plans = PredictionPlans(book, LABELLED)
+        self._learn_schemas, self._learned_s = learn_schemas, float("-inf")
+        self._plans = PredictionPlans(book, LABELLED, self._learn)
         reader = OutcomeReader(book, load_schema(settings.schemas.folder, "outcome"), self._rule.lateness_us)
         rows = max(SAMPLE_FLOOR, monitor.report_sample_rows // settings.kafka.partitions)
         self._tools = PartitionTools(self._plans, reader, self._rule, reference_of, rows)
@@ -224,6 +229,11 @@ class OutcomeMonitor:
             if records.values
         ]
         await asyncio.gather(*sent)
+
+    def _learn(self) -> None:
+        if self._now_s() - self._learned_s >= LEARN_EVERY_S:
+            self._learned_s = self._now_s()
+            self._learn_schemas()
 
     # ------------------------------------------------------------------ assignment
 

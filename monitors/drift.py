@@ -207,9 +207,7 @@ def drift(reference: Reference, counts: WindowCounts) -> Drift:
     measured = {f.name: _measure(f, cells[f.name]) for f in reference.features}
     p_values = [m.p_value for m in measured.values() if m.p_value is not None]
     adjusted = iter(stats.false_discovery_control(p_values) if p_values else ())
-    verdicts = {
-        name: m if m.p_value is None else _judge(m, float(next(adjusted))) for name, m in measured.items()
-    }
+    verdicts = {name: m if m.p_value is None else _judge(m, float(next(adjusted))) for name, m in measured.items()}
     score = _measure(reference.score, counts.score_bins)
     return Drift(verdicts, score if score.p_value is None else _judge(score, score.p_value))
 

@@ -43,7 +43,7 @@ class Records:
     """Records for one topic, as parallel lists."""
 
     keys: list[bytes | None] = field(default_factory=list)
-    values: list[bytes] = field(default_factory=list)
+    values: list[bytes | None] = field(default_factory=list)
     headers: list[Headers] = field(default_factory=list)
 
 
@@ -414,7 +414,7 @@ def _bury(batch: RecordBatch, rows: OutcomeRows, taken: Taken) -> None:
             batch, fault.row, stage=fault.stage, error_class=fault.error_class, message=fault.message
         )
         taken.dead.keys.append(batch.keys[fault.row])
-        taken.dead.values.append(batch.values[fault.row] or b"")
+        taken.dead.values.append(batch.values[fault.row])
         taken.dead.headers.append(headers)
 
 

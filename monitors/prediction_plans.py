@@ -11,6 +11,8 @@ from schemas.generate import AVRO_TYPES, FeatureField, labelled_schema, predicti
 from schemas.wire import frame_header
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from schemas.generate import FeatureType
     from schemas.registry import SchemaBook
 
@@ -41,11 +43,13 @@ class PredictionPlans:
     Args:
         book: knows the schemas.
         labelled_topic: under which the labelled schemas are registered.
+        learn: called when an id is unknown, so that the book may look for models that were added since.
 
     """
 
-    def __init__(self, book: SchemaBook, labelled_topic: str) -> None:
+    def __init__(self, book: SchemaBook, labelled_topic: str, learn: Callable[[], None] = lambda: None) -> None:
         self._book = book
+        self._learn = learn
         self._labelled_topic = labelled_topic
         self._plans: dict[int, PredictionPlan | None] = {}
 
@@ -54,6 +58,9 @@ class PredictionPlans:
         if schema_id in self._plans:
             return self._plans[schema_id]
         schema = self._book.schema(schema_id)
+        if schema is None and schema_id >= 0:
+            self._learn()
+            schema = self._book.schema(schema_id)
         if schema is None:
             return None  # not cached: a model that is added later makes its schema known
         try:
