@@ -194,7 +194,9 @@ def build_monitor(settings: Settings) -> SluiceApp:
     producer = OutputProducer(settings.kafka, client_id=f"{settings.deployment}-monitor")
     book = SchemaBook(settings.schemas.folder, settings.schemas.registry_url)
     add_bundle_schemas(book, settings)
-    monitor = OutcomeMonitor(settings, book, producer, partial(reference_path, settings))
+    monitor = OutcomeMonitor(
+        settings, book, producer, partial(reference_path, settings), learn_schemas=partial(add_bundle_schemas, book, settings)
+    )
     ledger = Ledger()
     committer = Committer(app, ledger, settings.delivery, metrics, on_failure=end_process)
 
