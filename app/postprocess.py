@@ -82,7 +82,8 @@ class Calibration:
             return np.interp(p, self.x, self.y)
         inner = np.clip(p, CLIP, 1 - CLIP)
         z = self.a * np.log(inner / (1 - inner)) + self.b
-        return np.asarray(1.0 / (1.0 + np.exp(-z)))
+        with np.errstate(over="ignore"):  # exp gives infinity, the quotient the right 0
+            return np.asarray(1.0 / (1.0 + np.exp(-z)))
 
     def to_json(self) -> str:
         """Text of ``calibration.json``, the same for the same calibration."""
@@ -106,16 +107,20 @@ class Calibration:
         if not isinstance(document, dict) or not document.keys() <= known:
             msg = f"calibration: an object with keys among {sorted(known)} is expected"
             raise ValueError(msg)
-        if document.get("kind") not in {"identity", "platt", "isotonic"}:
+        if document.get("kind") not in ("identity", "platt", "isotonic"):
             msg = f"calibration: kind must be identity, platt or isotonic, not {document.get('kind')!r}"
             raise ValueError(msg)
-        return cls(
-            kind=document["kind"],
-            a=float(document.get("a", 1.0)),
-            b=float(document.get("b", 0.0)),
-            x=tuple(float(v) for v in document.get("x", ())),
-            y=tuple(float(v) for v in document.get("y", ())),
-        )
+        try:
+            return cls(
+                kind=document["kind"],
+                a=float(document.get("a", 1.0)),
+                b=float(document.get("b", 0.0)),
+                x=tuple(float(v) for v in document.get("x", ())),
+                y=tuple(float(v) for v in document.get("y", ())),
+            )
+        except TypeError as exc:
+            msg = f"calibration: a and b must be numbers, x and y lists of numbers ({exc})"
+            raise ValueError(msg) from exc
 
     @classmethod
     def fit_isotonic(cls, p: Floats, y: Floats) -> Calibration:

@@ -77,8 +77,8 @@ def _column_of(feature: Feature, frame: pd.DataFrame) -> Column:
     if feature.type == "category":
         return TextColumn.from_values([None if gone else str(v) for v, gone in zip(series, missing, strict=True)])
     dtype = {"time": np.int64, "flag": np.bool_}.get(feature.type, np.float64)
-    filled = series.fillna(0).to_numpy() if missing.any() else series.to_numpy()
-    return NumberColumn(filled.astype(dtype), valid=~missing if missing.any() else None)
+    filled = series.to_numpy(dtype=dtype, na_value=dtype())
+    return NumberColumn(filled, valid=~missing if missing.any() else None)
 
 
 def _width(feature: Feature) -> int:
@@ -94,7 +94,8 @@ def _fill_numbers(into: NDArray[np.float32], feature: Feature, column: Column) -
         numbers = values.astype(np.float64)
         gone = np.isnan(numbers) if missing is None else np.isnan(numbers) | missing
         missing = gone if gone.any() else None
-        into[:, 0] = _scaled(feature, numbers, missing)
+        with np.errstate(over="ignore"):  # beyond float32 it is infinite, and its row will be an ERROR
+            into[:, 0] = _scaled(feature, numbers, missing)
     if feature.missing_indicator:
         into[:, -1] = 0.0 if missing is None else missing
 
@@ -139,4 +140,5 @@ def _phase(part: str, micros: NDArray[np.int64]) -> NDArray[np.float64]:
     if part == "day_of_week":
         return ((days + EPOCH_WEEKDAY) % 7).astype(np.float64)
     stamps = days.astype("datetime64[D]")
-    return (stamps - stamps.astype("datetime64[Y]")).astype(np.float64)
+    day_of_year: NDArray[np.float64] = (stamps - stamps.astype("datetime64[Y]")).astype(np.float64)
+    return day_of_year
