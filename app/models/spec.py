@@ -15,7 +15,6 @@ from schemas.generate import FeatureField, check_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-FORMAT = "sluice-model/1"
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
@@ -120,13 +119,13 @@ class ModelSpec(_Part):
 
     """
 
-    format: Literal["sluice-model/1"] = FORMAT
+    format: Literal["sluice-model/1"] = "sluice-model/1"
     name: Name
     version: Annotated[int, Field(ge=1, le=2**31 - 1)]
     description: str = ""
     architecture: Architecture
     features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=1024)]
-    views: tuple[FeatureView, ...] = ()
+    views: Annotated[tuple[FeatureView, ...], Field(max_length=32, description="3**32 degraded states fit an integer")] = ()
     output: Output = Output()
     buckets: Annotated[tuple[int, ...], Field(min_length=1)] = DEFAULT_BUCKETS
     files: dict[str, str] = {}
@@ -136,6 +135,12 @@ class ModelSpec(_Part):
         names = [f.name for f in self.features]
         if len(set(names)) != len(names):
             msg = "features: a name stands twice"
+            raise ValueError(msg)
+        if not any(f.model_input for f in self.features):
+            msg = "features: none of them is a model input"
+            raise ValueError(msg)
+        if len({v.name for v in self.views}) != len(self.views):
+            msg = "views: a name stands twice"
             raise ValueError(msg)
         if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 1:
             msg = "buckets: must be positive and increase"

@@ -162,7 +162,7 @@ def registry() -> Iterator[tuple[str, type[_Registry]]]:
     """Address of a registry, and its handler with what it saw."""
     handler = type("Handler", (_Registry,), {"schemas": {}, "requests": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}", handler
         server.shutdown()
