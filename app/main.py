@@ -16,7 +16,6 @@ from faust.exceptions import ConsumerNotStarted
 
 from agents import scoring as scoring_agent
 from agents import topics
-from agents.outcomes import OutcomeMonitor
 from agents.worker_stats import WorkerIdentity, WorkerStats
 from app.answers import AnswerWriter, OutputTopics
 from app.batcher import MicroBatcher
@@ -30,7 +29,6 @@ from app.lookup import ViewLookup
 from app.metrics import Metrics
 from agents.life import MonitorLife, ScoringLife, WorkerLife
 from app.models.bundle import REFERENCE, latest_version, open_bundle, read_spec
-from app.models.runtime import ScoringModel
 from app.pipeline import ScoringPipeline
 from app.producer import OutputProducer
 from app.requests import RequestDecoder
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.models.bundle import Bundle
+    from app.models.runtime import ScoringModel
     from schemas.records import RecordBatch
 
 
@@ -109,7 +108,9 @@ def build_scoring(settings: Settings) -> SluiceApp:
 
 def load_model(settings: Settings, bundle: Bundle) -> ScoringModel:
     """The model on its device, every bucket warmed."""
-    import torch  # noqa: PLC0415 - a monitor or a command line that loads no model need not pay for torch
+    import torch  # noqa: PLC0415 - the monitor loads no model and is spared torch
+
+    from app.models.runtime import ScoringModel  # noqa: PLC0415
 
     torch.set_num_threads(settings.models.threads)
     model = ScoringModel(bundle, settings.models.device)
@@ -189,6 +190,8 @@ def _assignment_problem(app: SluiceApp) -> str | None:
 
 def build_monitor(settings: Settings) -> SluiceApp:
     """The monitor worker: joins outcomes to predictions, closes windows, judges drift, writes reports."""
+    from agents.outcomes import OutcomeMonitor  # noqa: PLC0415 - SciPy and pandas: the scoring worker is spared them
+
     app = make_app(settings, "monitor", [topics.PREDICTIONS, topics.OUTCOMES])
     metrics = Metrics(settings.budget, now_s=time.monotonic)
     producer = OutputProducer(settings.kafka, client_id=f"{settings.deployment}-monitor")

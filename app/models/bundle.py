@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from app.errors import BundleError, DigestMismatch, UnsafeBundle
 from app.models.spec import ModelSpec, parse_spec
@@ -62,6 +61,8 @@ class Bundle:
             BundleError: the file is no safetensors file, or a weight is NaN or infinite.
 
         """
+        from safetensors.torch import load_file  # noqa: PLC0415 - brings torch; whoever only reads model.yaml is spared
+
         try:
             tensors: dict[str, torch.Tensor] = load_file(self.folder / WEIGHTS)
         except (SafetensorError, OSError) as exc:
@@ -93,6 +94,8 @@ def pack_bundle(
         BundleError: this version exists already; versions are never overwritten.
 
     """
+    from safetensors.torch import save_file  # noqa: PLC0415 - see Bundle.weights
+
     target = repository / spec.name / str(spec.version)
     if target.exists():
         msg = f"{spec.name} version {spec.version} exists in {repository}; choose the next version"
