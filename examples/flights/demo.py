@@ -232,16 +232,14 @@ async def _fresh_topics(demo: Demo) -> None:
 
 def _with_workers(demo: Demo, workers: Workers) -> bool:
     scoring, monitor = workers.start("scoring"), workers.start("monitor")
-    try:
-        is_proven = asyncio.run(_play(demo, workers, scoring, monitor))
-        if not demo.choices.once:
-            demo.say("\nEverything stays up. Ctrl-C ends it.")
+    is_proven = asyncio.run(_play(demo, workers, scoring, monitor))
+    if not demo.choices.once:
+        demo.say("\nEverything stays up. Ctrl-C ends it.")
+        with contextlib.suppress(KeyboardInterrupt):
             while True:
                 time.sleep(1.0)
                 workers.check()
-    except KeyboardInterrupt:
-        demo.say("\nStopping: workers drain, then broker and store end")
-        raise
+    demo.say("Stopping: workers drain, then broker and store end")
     return is_proven
 
 
@@ -265,7 +263,7 @@ async def _play(demo: Demo, workers: Workers, scoring: Worker, monitor: Worker) 
     account = await conservation(demo.settings.kafka.bootstrap_servers, replayed.answers)
     verification = await _verified(demo, flights, replayed)
     _show(demo, replayed, figures, account, verification)
-    await _show_report(demo)
+    await _show_report(demo, monitor)
     demo.say(f"pages: {scoring.url} (scoring), {monitor.url} (monitor)")
     return account.holds and verification.is_proven
 
@@ -305,7 +303,7 @@ def _show(
         box=SIMPLE,
         pad_edge=False,
     )
-    for heading in ("month", "scored", "p50 ms", "p99 ms", "late", "AUC", "no store", "Brier", "drifted"):
+    for heading in ("month", "scored", "p50 ms", "p99 ms", "late", "AUC", "no store", "Brier", "drift"):
         table.add_column(heading, justify="left" if heading == "month" else "right", no_wrap=True)
     for row in figures:
         table.add_row(
@@ -315,6 +313,7 @@ def _show(
         )  # fmt: skip
     demo.console.print(table)
     demo.say('"no store": AUC of the same network without store features, on the same flights.')
+    demo.say('"drift": features that the monitor calls drifted, against the reference of February.')
     for row in figures:
         demo.say(f"drifted in {row.month}: {row.drift_text()}")
     demo.say(f"conservation: {account.line()}")
@@ -322,17 +321,15 @@ def _show(
         demo.say(f"proof: {line}")
 
 
-async def _show_report(demo: Demo) -> None:
+async def _show_report(demo: Demo, monitor: Worker) -> None:
     folder = demo.settings.monitor.reports
-    reports: list[Path] = []
+    latest = folder / "latest.html"
     for _ in range(int(REPORT_WAIT_S / POLL_S)):
-        reports = sorted(folder.glob("*.html"))
-        if reports:
+        if latest.exists():
             break
         await asyncio.sleep(POLL_S)
-    if reports:
-        latest = folder / "latest.html"
-        demo.say(f"report: {latest if latest in reports else reports[-1]}")
+    if latest.exists():
+        demo.say(f"report: {latest}, {monitor.url}/reports/{latest.name}")
     else:
         demo.say(f"report: none in {folder} yet; the monitor writes one when a window closes")
 
