@@ -220,8 +220,8 @@ def _take_records(source: PartitionRecords, max_records: int) -> list[Any]:
             msg = f"Invalid CRC - {source._tp}"  # noqa: SLF001
             raise CorruptRecordException(msg)
         if not _is_hidden(source, batch):
-            first_wanted = source.next_fetch_offset
-            taken += [r for r in batch if r.offset >= first_wanted]
+            first_wanted = source.next_fetch_offset  # inside a batch when that offset was committed
+            taken += batch if batch.base_offset >= first_wanted else [r for r in batch if r.offset >= first_wanted]
         source.next_fetch_offset = batch.next_offset
     return taken
 

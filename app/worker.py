@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging.config
 from typing import Any
 
@@ -30,9 +31,21 @@ def run_worker(role: str, log_level: str) -> None:
     logging.config.dictConfig(config)
     builders = {"scoring": main.build_scoring, "monitor": main.build_monitor}
     app = builders[role](load_settings())
+    calm_garbage_collector()
     faust.Worker(
         app, loglevel=log_level.upper(), logging_config=config, redirect_stdouts=False, quiet=True
     ).execute_from_commandline()
+
+
+def calm_garbage_collector() -> None:
+    """Spare the collector what never dies, and let it run a hundred times less often.
+
+    A fetched record is an object that the collector tracks, so with Python's default it would walk the heap, torch's
+    modules included, several times for each record batch; the records die by reference count.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(70_000, 20, 20)
 
 
 def logging_config(level: str) -> dict[str, Any]:
