@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from app.models.spec import ModelSpec
 
 MAX_WIDTH = 65_536
-"""Bound on a layer's width, so that a bundle cannot ask for more memory than its weights would need."""
+"""Bound on a layer's width; no memory is taken for it before the weights are seen to fit."""
 
 
 class TabularMLPArguments(BaseModel):

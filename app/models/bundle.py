@@ -192,7 +192,7 @@ def _refuse_unsafe(folder: Path) -> None:
         if path.is_symlink():
             msg = f"{folder.name}/{path.name}: a link; a bundle holds plain files only"
             raise UnsafeBundle(msg)
-        if path.suffix in PICKLES:
+        if path.suffix.lower() in PICKLES:
             msg = f"{folder.name}/{path.name}: pickles can run code when loaded; save the weights as safetensors"
             raise UnsafeBundle(msg)
 
@@ -205,7 +205,7 @@ def _read_spec(folder: Path) -> tuple[ModelSpec, str]:
     raw = path.read_bytes()
     try:
         document = yaml.safe_load(raw)
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a date such as 2020-99-99 is a ValueError
         msg = f"{folder.name}/{SPEC}: not YAML: {exc}"
         raise BundleError(msg) from exc
     return parse_spec(document, origin=f"{folder.name}/{SPEC}"), hashlib.sha256(raw).hexdigest()
