@@ -35,13 +35,14 @@ class SluiceApp(faust.App):  # type: ignore[misc]
             await self.prepare()
 
 
-def make_app(settings: Settings, role: str, batch_topics: list[str]) -> SluiceApp:
+def make_app(settings: Settings, role: str, batch_topics: list[str], *, linger_ms: float = 0.0) -> SluiceApp:
     """The app of a role, with the settings that ``reliability`` asks for.
 
     Args:
         settings: all of them.
         role: scoring or monitor; the group id is ``<deployment>-<role>``.
         batch_topics: topics delivered as whole record batches.
+        linger_ms: pause before each fetch, so that it brings more.
 
     """
     kafka, web = settings.kafka, settings.web
@@ -68,11 +69,10 @@ def make_app(settings: Settings, role: str, batch_topics: list[str]) -> SluiceAp
         worker_redirect_stdouts=False,
     )
 
-    class RoleTransport(BatchTransport):
-        batch_topics = frozenset(())
-
-    RoleTransport.batch_topics = frozenset(batch_topics)
-    app.transport = RoleTransport(app.conf.broker_consumer, app)
+    transport = type("RoleTransport", (BatchTransport,), {
+        "batch_topics": frozenset(batch_topics), "linger_s": linger_ms / 1000,
+    })  # fmt: skip
+    app.transport = transport(app.conf.broker_consumer, app)
     return app
 
 

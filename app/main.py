@@ -192,7 +192,9 @@ def build_monitor(settings: Settings) -> SluiceApp:
     """The monitor worker: joins outcomes to predictions, closes windows, judges drift, writes reports."""
     from agents.outcomes import OutcomeMonitor  # noqa: PLC0415 - SciPy and pandas: the scoring worker is spared them
 
-    app = make_app(settings, "monitor", [topics.PREDICTIONS, topics.OUTCOMES])
+    app = make_app(
+        settings, "monitor", [topics.PREDICTIONS, topics.OUTCOMES], linger_ms=settings.monitor.fetch_linger_ms
+    )
     metrics = Metrics(settings.budget, now_s=time.monotonic)
     producer = OutputProducer(settings.kafka, client_id=f"{settings.deployment}-monitor")
     book = SchemaBook(settings.schemas.folder, settings.schemas.registry_url)

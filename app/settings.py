@@ -115,6 +115,9 @@ class MonitorSettings(_Group):
     label_horizon_s: Annotated[float, Field(gt=0, description="an outcome later than this is an orphan")] = 7 * 86_400.0
     maturity_s: Annotated[float, Field(ge=0, description="a window is final this long after its end")] = 2 * 86_400.0
     allowed_lateness_s: Annotated[float, Field(ge=0)] = 3_600.0
+    fetch_linger_ms: Annotated[
+        float, Field(ge=0, le=5000, description="pause before each fetch: fewer, larger steps cost less")
+    ] = 50.0
     idle_partition_s: Annotated[float, Field(gt=0, description="wall clock; then it holds no watermark")] = 10.0
     reports: Path = Path(".sluice/reports")
     report_sample_rows: Annotated[int, Field(ge=100, le=50_000, description="per side of an Evidently report")] = 5_000

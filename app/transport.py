@@ -62,9 +62,11 @@ class BatchConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
         fetcher = consumer._fetcher  # noqa: SLF001
         if consumer._closed or fetcher._closed:  # noqa: SLF001
             raise ConsumerStoppedError
-        topics = self.consumer.transport.batch_topics
+        transport = self.consumer.transport
+        if transport.linger_s:
+            await asyncio.sleep(transport.linger_s)
         with fetcher._subscriptions.fetch_context():  # noqa: SLF001
-            return await _fetched(fetcher, active_partitions, timeout or 0.0, max_records or 4096, topics)
+            return await _fetched(fetcher, active_partitions, timeout or 0.0, max_records or 4096, transport.batch_topics)
 
 
 class BatchConsumer(Consumer):  # type: ignore[misc]
@@ -84,10 +86,18 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
 
 
 class BatchTransport(Transport):  # type: ignore[misc]
-    """Faust's aiokafka transport with ``BatchConsumer``; ``batch_topics`` names the topics that ask for batches."""
+    """Faust's aiokafka transport with ``BatchConsumer``.
+
+    Attributes:
+        batch_topics: the topics that ask for batches.
+        linger_s: how long a fetch waits for more after the first records; for readers to whom a batch is worth more
+            than a moment.
+
+    """
 
     Consumer: ClassVar[type] = BatchConsumer
     batch_topics: ClassVar[frozenset[str]] = frozenset()
+    linger_s: ClassVar[float] = 0.0
 
 
 async def commit_offsets(app: faust.App, offsets: Mapping[tuple[str, int], int]) -> bool:
