@@ -190,16 +190,24 @@ def _merge_sources(
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if toml.exists():
-        _put_all(tree, origins, tomllib.loads(toml.read_text()), f"file {toml.name}")
-    for variable, path in PLAIN_VARIABLES.items():
+        _put_all(tree, origins, _read_toml(toml), f"file {toml.name}")
+    for variable, plain_path in PLAIN_VARIABLES.items():
         if environ.get(variable):
-            _put(tree, origins, path, environ[variable], f"environment {variable}")
+            _put(tree, origins, plain_path, environ[variable], f"environment {variable}")
     for variable, value in environ.items():
         if variable.startswith(PREFIX):
             path = tuple(variable.removeprefix(PREFIX).lower().split("__"))
             _put(tree, origins, path, value, f"environment {variable}")
     _put_all(tree, origins, overrides, "argument")
     return tree, origins
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as exc:
+        msg = f"settings file {path.name} cannot be read as TOML: {exc}"
+        raise SettingsError(msg) from exc
 
 
 def _put_all(tree: dict[str, Any], origins: dict[str, str], source: dict[str, Any], origin: str) -> None:
