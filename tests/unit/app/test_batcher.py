@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batcher import COST_SMOOTHING, MicroBatcher, Slice
+from app.batcher import COST_SMOOTHING, LearnedCost, MicroBatcher, Slice
 from schemas.records import FireReason
+
+FREE, BUSY_S = -math.inf, 99.0
+"""When the device is free: long ago, or far from now."""
 
 
 @pytest.fixture
@@ -20,66 +23,115 @@ def batcher() -> MicroBatcher:
 
 def test_nothing_waits_nothing_fires(batcher: MicroBatcher) -> None:
     """Without rows an idle device gets nothing, and there is no time to wake at."""
-    assert batcher.fire_reason(now_s=9.0, device_idle=True) is None
-    assert batcher.wake_at_s() == math.inf
+    assert batcher.fire_reason(now_s=9.0, device_free_s=FREE) is None
+    assert batcher.wake_at_s(now_s=9.0, device_free_s=FREE) == math.inf
     assert batcher.take() == []
 
 
 def test_a_full_batch_fires_at_once(batcher: MicroBatcher) -> None:
     """``max_batch_size`` rows fire whatever the device does, and before every other rule."""
     batcher.add("a", rows=4, now_s=1.0, deadline_s=0.0)
-    assert batcher.fire_reason(now_s=1.0, device_idle=True) is FireReason.FULL
+    assert batcher.fire_reason(now_s=1.0, device_free_s=FREE) is FireReason.FULL
+    assert batcher.fire_reason(now_s=1.0, device_free_s=BUSY_S) is FireReason.FULL
 
 
 def test_the_earliest_deadline_fires_in_time_for_the_learned_cost(batcher: MicroBatcher) -> None:
-    """A batch fires when what it will take is all that is left until the earliest deadline."""
-    batcher.learn_cost(0.010)
-    cost_s = COST_SMOOTHING * 0.010
+    """A batch fires when what it will take is all that is left until the earliest deadline, the device busy or not."""
+    batcher.answer.learn(2, 0.002)
     batcher.add("a", rows=1, now_s=1.0)
     batcher.add("b", rows=1, now_s=1.0, deadline_s=1.004)
-    assert batcher.wake_at_s() == pytest.approx(1.004 - cost_s)
-    assert batcher.fire_reason(now_s=1.004 - cost_s - 1e-6, device_idle=False) is None
-    assert batcher.fire_reason(now_s=1.004 - cost_s + 1e-6, device_idle=False) is FireReason.DEADLINE
+    assert batcher.wake_at_s(now_s=1.0, device_free_s=BUSY_S) == pytest.approx(1.002)
+    assert batcher.fire_reason(now_s=1.0019, device_free_s=BUSY_S) is None
+    assert batcher.fire_reason(now_s=1.0021, device_free_s=BUSY_S) is FireReason.DEADLINE
+
+
+def test_nothing_fires_while_the_device_stays_busy(batcher: MicroBatcher) -> None:
+    """Until the device is about to be free rows gain company for nothing; then they are prepared just in time."""
+    batcher.prepare.learn(1, 0.001)
+    batcher.add("a", rows=1, now_s=1.0)
+    assert batcher.wake_at_s(now_s=1.006, device_free_s=1.010) == pytest.approx(1.009)
+    assert batcher.fire_reason(now_s=1.006, device_free_s=1.010) is None
+    assert batcher.fire_reason(now_s=1.0091, device_free_s=1.010) is FireReason.WINDOW
 
 
 def test_the_window_counts_from_the_first_waiting_row(batcher: MicroBatcher) -> None:
-    """A later arrival does not extend the wait of the first."""
-    batcher.add("a", rows=1, now_s=1.0)
-    batcher.add("b", rows=1, now_s=1.004)
-    assert batcher.wake_at_s() == pytest.approx(1.005)
-    assert batcher.fire_reason(now_s=1.0049, device_idle=False) is None
-    assert batcher.fire_reason(now_s=1.0051, device_idle=False) is FireReason.WINDOW
+    """A later arrival does not extend the wait of the first, and a learned hold never goes beyond the window."""
+    batcher.add("a", rows=1, now_s=1.0, device_free_s=FREE)
+    batcher.hold.seconds = 1.0
+    batcher.add("b", rows=1, now_s=1.004, device_free_s=FREE)
+    assert batcher.wake_at_s(now_s=1.004, device_free_s=FREE) == pytest.approx(1.005)
+    assert batcher.fire_reason(now_s=1.0049, device_free_s=FREE) is None
+    assert batcher.fire_reason(now_s=1.0051, device_free_s=FREE) is FireReason.WINDOW
 
 
 def test_an_idle_device_gets_what_there_is(batcher: MicroBatcher) -> None:
     """One row on an idle device does not wait for company."""
-    batcher.add("a", rows=1, now_s=1.0)
-    assert batcher.fire_reason(now_s=1.0, device_idle=False) is None
-    assert batcher.fire_reason(now_s=1.0, device_idle=True) is FireReason.IDLE
+    batcher.add("a", rows=1, now_s=1.0, device_free_s=FREE)
+    assert batcher.fire_reason(now_s=1.0, device_free_s=FREE) is FireReason.IDLE
+
+
+def test_a_learned_hold_keeps_the_first_row_of_a_quiet_spell(batcher: MicroBatcher) -> None:
+    """Where bursts are usual the first row waits for them; rows that met a busy device have waited already."""
+    batcher.hold.seconds = 0.002
+    batcher.add("a", rows=1, now_s=1.0, device_free_s=FREE)
+    assert batcher.fire_reason(now_s=1.0019, device_free_s=FREE) is None
+    assert batcher.wake_at_s(now_s=1.0019, device_free_s=FREE) == pytest.approx(1.002)
+    assert batcher.fire_reason(now_s=1.0021, device_free_s=FREE) is FireReason.IDLE
+    batcher.take()
+    batcher.add("b", rows=1, now_s=1.003, device_free_s=1.0031)
+    assert batcher.fire_reason(now_s=1.0032, device_free_s=1.0031) is FireReason.IDLE
+
+
+def test_rows_one_by_one_are_never_held() -> None:
+    """After any number of lone rows the hold is zero."""
+    batcher = MicroBatcher(max_batch_size=4, window_s=0.005)
+    batcher.run.learn(1, 0.001)
+    for second in range(20):
+        batcher.add("a", rows=1, now_s=float(second), device_free_s=FREE)
+        assert batcher.fire_reason(now_s=float(second), device_free_s=FREE) is FireReason.IDLE
+        batcher.take()
 
 
 def test_a_segment_without_rows_is_handed_out(batcher: MicroBatcher) -> None:
     """Dead letters alone make a segment of no rows: it fires too, and once."""
     batcher.add("dead", rows=0, now_s=1.0)
-    assert batcher.fire_reason(now_s=1.0, device_idle=True) is FireReason.IDLE
+    assert batcher.fire_reason(now_s=1.0, device_free_s=FREE) is FireReason.IDLE
     assert batcher.take() == [Slice("dead", 0, 0)]
     assert batcher.take() == []
 
 
-def test_the_learned_cost_follows_the_newest_batches(batcher: MicroBatcher) -> None:
-    """A lasting change of cost is learned, a single outlier mostly forgotten."""
+def test_a_learned_cost_follows_the_newest_batches() -> None:
+    """A lasting change is learned, a single outlier mostly forgotten, each size for itself."""
+    cost = LearnedCost()
+    cost.learn(100, 1.0)
     for _ in range(50):
-        batcher.learn_cost(0.004)
-    assert batcher.cost_s == pytest.approx(0.004, rel=1e-3)
-    batcher.learn_cost(0.104)
-    assert batcher.cost_s == pytest.approx(0.004 + COST_SMOOTHING * 0.1, rel=1e-3)
+        cost.learn(3, 0.004)
+    cost.learn(4, 0.104)
+    assert cost.of(3) == pytest.approx(0.004 + COST_SMOOTHING * 0.1)
+    assert cost.of(128) == cost.of(65) == 1.0
+    assert cost.of(16) == cost.of(4)
 
 
-def test_clear_forgets_all(batcher: MicroBatcher) -> None:
-    """After a revocation nothing of the old rows is handed out."""
-    batcher.add("a", rows=3, now_s=1.0)
-    batcher.clear()
-    assert (batcher.waiting_rows, batcher.take()) == (0, [])
+def test_waking_at_the_named_time_finds_a_reason() -> None:
+    """Nobody polls: whoever sleeps until ``wake_at_s`` fires then, or is told a later time."""
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.floats(0, 0.02), st.floats(0, 0.02), st.floats(0, 0.005), st.floats(0, 0.01), st.integers(0, 3))
+    def check(deadline_s: float, free_s: float, hold_s: float, prepare_s: float, rows: int) -> None:
+        batcher = MicroBatcher(max_batch_size=4, window_s=0.005)
+        batcher.prepare.learn(1, prepare_s)
+        batcher.hold.seconds = hold_s
+        batcher.add("a", rows=rows, now_s=0.0, deadline_s=deadline_s, device_free_s=free_s)
+        now_s = 0.0
+        for _ in range(5):
+            if batcher.fire_reason(now_s=now_s, device_free_s=free_s) is not None:
+                return
+            wake_s = batcher.wake_at_s(now_s=now_s, device_free_s=free_s)
+            assert wake_s > now_s
+            now_s = wake_s
+        pytest.fail("woken five times for nothing")
+
+    check()
 
 
 @settings(max_examples=200, deadline=None)
@@ -104,7 +156,7 @@ def test_take_conserves_rows_and_order(sizes: list[int], max_batch_size: int, da
         assert batcher.waiting_rows == sum(sizes[: number + 1]) - len(out)
         if data.draw(st.booleans()):
             take()
-    while batcher.fire_reason(now_s=0.0, device_idle=True) is not None:
+    while batcher.fire_reason(now_s=0.0, device_free_s=FREE) is not None:
         take()
     assert out == expected
     assert set(seen) == set(range(len(sizes))), "a segment without rows is handed out as well"
