@@ -74,17 +74,17 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
     wide = {"max.message.bytes": str(2 * MIB)}
     compacted = {"cleanup.policy": "compact"}
     return [
-        TopicSpec(REQUESTS, True, {"max.message.bytes": str(MIB + MIB // 16)}),
-        TopicSpec(SCORES, True, wide),
-        TopicSpec(PREDICTIONS, True, {**kept, **wide}),
-        TopicSpec(OUTCOMES, True, {**kept, "max.message.bytes": str(MIB + MIB // 16)}),
-        TopicSpec(LABELLED, True, wide),
-        TopicSpec(REQUESTS_DLQ, True, wide),
-        TopicSpec(OUTCOMES_DLQ, True, wide),
-        TopicSpec(MONITOR_EVENTS, False, wide),
-        TopicSpec(ROLLOUTS, False, compacted),
-        TopicSpec(MODEL_CONTROL, False, compacted),
-        TopicSpec(WORKER_STATS, False, {**compacted, **wide}),
+        TopicSpec(REQUESTS, is_data=True, config={"max.message.bytes": str(MIB + MIB // 16)}),
+        TopicSpec(SCORES, is_data=True, config=wide),
+        TopicSpec(PREDICTIONS, is_data=True, config={**kept, **wide}),
+        TopicSpec(OUTCOMES, is_data=True, config={**kept, "max.message.bytes": str(MIB + MIB // 16)}),
+        TopicSpec(LABELLED, is_data=True, config=wide),
+        TopicSpec(REQUESTS_DLQ, is_data=True, config=wide),
+        TopicSpec(OUTCOMES_DLQ, is_data=True, config=wide),
+        TopicSpec(MONITOR_EVENTS, is_data=False, config=wide),
+        TopicSpec(ROLLOUTS, is_data=False, config=compacted),
+        TopicSpec(MODEL_CONTROL, is_data=False, config=compacted),
+        TopicSpec(WORKER_STATS, is_data=False, config={**compacted, **wide}),
     ]
 
 
@@ -143,7 +143,7 @@ async def delete_topics(settings: Settings) -> None:
         present = wanted & set(await admin.list_topics())
         if present:
             await admin.delete_topics(sorted(present))
-        while wanted & set(await admin.list_topics()):
+        while wanted & set(await admin.list_topics()):  # noqa: ASYNC110 - the brokers tell only who asks
             await asyncio.sleep(0.1)
     finally:
         await admin.close()
@@ -179,5 +179,6 @@ async def _await_leaders(admin: AIOKafkaAdminClient, names: list[str]) -> dict[s
                     return {t["topic"]: len(t["partitions"]) for t in described}
                 await asyncio.sleep(0.05)
     except TimeoutError as exc:
-        msg = f"no leader for every partition of {', '.join(names)} after {LEADER_TIMEOUT_S:.0f} s; look at the broker's log"
+        topics = ", ".join(names)
+        msg = f"no leader for every partition of {topics} after {LEADER_TIMEOUT_S:.0f} s; look at the broker's log"
         raise TopicError(msg) from exc

@@ -122,16 +122,17 @@ class AnswerWriter:
             headers = _answer_headers(part)
             low, high = np.searchsorted(live, (start, end)).tolist()
             mine = (live[low:high] - start).tolist()
-            boxes.append([
-                Outbox(self._topics.scores, part.requests.batch.partition, keys[start:end], scores[start:end], headers),
-                Outbox(
-                    self._topics.predictions, part.requests.batch.partition,
-                    [keys[start + i] for i in mine], predictions[low:high], [headers[i] for i in mine],
-                ) if high - low < end - start else Outbox(
-                    self._topics.predictions, part.requests.batch.partition, keys[start:end], predictions[low:high], headers,
-                ),
-                self._dead_letters(batch, part, start),
-            ])  # fmt: skip
+            whole = high - low == end - start
+            scored_keys = keys[start:end] if whole else [keys[start + i] for i in mine]
+            scored_headers = headers if whole else [headers[i] for i in mine]
+            partition = part.requests.batch.partition
+            boxes.append(
+                [
+                    Outbox(self._topics.scores, partition, keys[start:end], scores[start:end], headers),
+                    Outbox(self._topics.predictions, partition, scored_keys, predictions[low:high], scored_headers),
+                    self._dead_letters(batch, part, start),
+                ]
+            )
             start = end
         return boxes
 

@@ -27,9 +27,11 @@ class Role(StrEnum):
 
 
 @cli.command()
-def worker(role: Role, *, log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info") -> None:
+def worker(
+    role: Role, *, log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info"
+) -> None:
     """Run one worker until SIGTERM; more throughput is more of them."""
-    from app.worker import run_worker  # noqa: PLC0415 - Faust and torch take seconds to import
+    from app.worker import run_worker
 
     run_worker(role.value, log_level)
 
@@ -37,7 +39,7 @@ def worker(role: Role, *, log_level: Annotated[str, typer.Option(help="debug, in
 @cli.command()
 def topics() -> None:
     """Create the topics that are missing, and check that their partitions fit together."""
-    from agents.topics import ensure_topics  # noqa: PLC0415
+    from agents.topics import ensure_topics
 
     for name, count in asyncio.run(ensure_topics(load_settings())).items():
         typer.echo(f"{name:24} {count} partitions")

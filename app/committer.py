@@ -63,7 +63,7 @@ class Committer:
             await asyncio.sleep(self._settings.commit_interval_ms / 1000)
             try:
                 await self.commit()
-            except KafkaError as exc:  # a broker restarts: a commit may be repeated, and the watchdog sees a long outage
+            except KafkaError as exc:  # a broker restarts: a commit may be repeated; the watchdog sees a long outage
                 log.warning("commit failed (%r); trying again", exc)
             except Exception as exc:  # noqa: BLE001 - crash-only: a committer that is gone would be a silent stall
                 self._on_failure(exc)

@@ -50,10 +50,17 @@ def _add_store_features(batch: MicroBatch, model: ScoringModel) -> None:
         return
     for feature in model.spec.features:
         if feature.source == "store":
-            batch.features[feature.name] = store_column(batch.lookup, feature.view or "", feature.column or feature.name)
+            batch.features[feature.name] = store_column(
+                batch.lookup, feature.view or "", feature.column or feature.name
+            )
     for feature in model.spec.features:
         column = batch.features[feature.name]
-        if feature.source == "store" and feature.required and isinstance(column, NumberColumn) and column.valid is not None:
+        if (
+            feature.source == "store"
+            and feature.required
+            and isinstance(column, NumberColumn)
+            and column.valid is not None
+        ):
             why = batch.lookup.error or "the store has no value for it"
             message = f"store feature {feature.name} is required and cannot be had: {why}; try again later"
             batch.drop(~column.valid, Status.ERROR, Fault("features", "MissingFeature", message))

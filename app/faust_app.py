@@ -24,7 +24,7 @@ BROKER_WAIT_S = 60.0
 """How long a worker waits for a broker at start before it gives up and lets its supervisor decide."""
 
 
-class SluiceApp(faust.App):  # type: ignore[misc]
+class SluiceApp(faust.App):
     """Calls ``prepare`` before anything connects: what it needs is loaded and warm when it joins the group."""
 
     prepare: Callable[[], Awaitable[None]] | None = None

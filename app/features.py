@@ -1,14 +1,14 @@
 """The online store: feature views in Redis, one packed value a row, one MGET a micro-batch.
 
-Key ``fs:{view}:v{version}:{key features joined by |}``; value ``<Q event_ms><H version>`` and the columns, little-endian.
-The event time inside the value tells how old a feature is.
+Key ``fs:{view}:v{version}:{key features joined by |}``; value ``<Q event_ms><H version>`` and the columns,
+little-endian. The event time inside the value tells how old a feature is.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import redis.asyncio
@@ -82,7 +82,8 @@ class ViewCodec:
         size = self.dtype.itemsize
         rows = [self._missing if value is None else value for value in values]
         if any(len(row) != size for row in rows):
-            msg = f"view {self.view.name}: a value is not {size} bytes long; give the view a new version when its columns change"
+            name = self.view.name
+            msg = f"view {name}: a value is not {size} bytes long; give the view a new version when its columns change"
             raise FeatureStoreError(msg)
         table = np.frombuffer(b"".join(rows), dtype=self.dtype)
         if (table["version"] != self.view.version).any():
@@ -157,7 +158,7 @@ class RedisFeatureStore:
             msg = "the breaker is open after failures in a row"
             raise FeatureStoreError(msg)
         try:
-            values: list[bytes | None] = await self._client.mget(keys)
+            values = cast("list[bytes | None]", await self._client.mget(keys))
         except (RedisError, OSError, TimeoutError) as exc:
             self._breaker.record(ok=False, now_s=self._now_s())
             msg = f"redis: {type(exc).__name__}: {exc}"

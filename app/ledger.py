@@ -77,8 +77,8 @@ class Ledger:
         if account is None:
             return
         if end > account.delivered or start < account.answered or start >= end:
-            msg = f"{partition}: answered {start} .. {end}, delivered up to {account.delivered}, " \
-                  f"answered up to {account.answered}"  # fmt: skip
+            known = f"delivered up to {account.delivered}, answered up to {account.answered}"
+            msg = f"{partition}: answered {start} .. {end}, {known}"
             raise ValueError(msg)
         place = bisect_left(account.beyond, (start, end))
         neighbours = account.beyond[max(place - 1, 0) : place + 1]

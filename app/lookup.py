@@ -114,7 +114,7 @@ def _row_keys(codec: ViewCodec, features: dict[str, Column], count: int) -> list
     prefix = codec.prefix
     if len(parts) == 1:
         return [None if part is None else prefix + part for part in parts[0]]
-    return [None if None in row else codec.key(row) for row in zip(*parts, strict=True)] if count else []  # type: ignore[arg-type]
+    return [None if None in row else codec.key(row) for row in zip(*parts, strict=True)] if count else []
 
 
 def _key_texts(column: Column) -> list[str | None]:

@@ -67,7 +67,7 @@ class ScoringPipeline:
 
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root hands over every part once, by name
         self,
         *,
         decoder: RequestDecoder,
@@ -256,7 +256,9 @@ class ScoringPipeline:
             sent = []
             for part, boxes in zip(batch.parts, self._writer.outboxes(batch, scores, predictions), strict=True):
                 futures = [
-                    await self._producer.send(b.topic, b.partition, b.keys, b.values, b.headers) for b in boxes if b.values
+                    await self._producer.send(b.topic, b.partition, b.keys, b.values, b.headers)
+                    for b in boxes
+                    if b.values
                 ]
                 sent.append((part, futures))
             self._batcher.answer.learn(len(batch), self._now_s() - batch.fired_s)

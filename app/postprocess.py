@@ -63,7 +63,7 @@ class Calibration:
             raise ValueError(msg)
         if self.kind == "isotonic":
             x, y = np.asarray(self.x), np.asarray(self.y)
-            inside = bool(len(x) >= 2 and len(x) == len(y) and np.all((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)))  # noqa: PLR2004
+            inside = bool(len(x) >= 2 and len(x) == len(y) and np.all((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)))
             if not (inside and np.all(np.diff(x) > 0) and np.all(np.diff(y) >= 0)):
                 msg = "calibration: isotonic needs at least two knots, x increasing and y not decreasing, all in [0, 1]"
                 raise ValueError(msg)
@@ -161,5 +161,5 @@ def decide(scores: Floats, threshold: float, labels: Sequence[str]) -> NDArray[n
         [0, 1]
 
     """
-    assert len(labels) == 2, "one threshold separates two labels"  # noqa: PLR2004
+    assert len(labels) == 2, "one threshold separates two labels"
     return (scores >= threshold).astype(np.int64)

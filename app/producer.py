@@ -108,8 +108,7 @@ class OutputProducer:
 
         """
         await self._space.wait()
-        if self._failed is not None:
-            raise self._failed
+        self._check()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not values:
             future.set_result(None)
@@ -122,6 +121,10 @@ class OutputProducer:
             task = asyncio.create_task(self._send_waiting(topic, partition), name=f"send {topic}-{partition}")
             self._senders[topic, partition] = task
         return future
+
+    def _check(self) -> None:
+        if self._failed is not None:
+            raise self._failed
 
     def _account(self, size_bytes: int) -> None:
         self._waiting_bytes += size_bytes
@@ -141,8 +144,7 @@ class OutputProducer:
 
     async def _send_parcels(self, topic: str, partition: int, parcels: list[_Parcel]) -> None:
         try:
-            if self._failed is not None:
-                raise self._failed
+            self._check()
             async with asyncio.timeout(2 * self._settings.request_timeout_s):
                 await self._deliver(topic, partition, parcels)
         except Exception as exc:  # noqa: BLE001 - whatever it is, nobody may wait for these records for ever

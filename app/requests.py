@@ -30,9 +30,9 @@ DEADLINE_HEADER = "x-deadline-unix-ms"
 VERSION_HEADER = "x-model-version"
 LABEL_HEADER = "x-model-label"
 TEXTS = {"category"}
-OTHER_TIMES = {
-    f"{stem}-{unit}" for stem in ("timestamp", "local-timestamp") for unit in ("millis", "nanos")
-} | {"local-timestamp-micros"}
+OTHER_TIMES = {f"{stem}-{unit}" for stem in ("timestamp", "local-timestamp") for unit in ("millis", "nanos")} | {
+    "local-timestamp-micros"
+}
 """Read as UTC micros, these would be wrong by a factor or by an offset."""
 
 
@@ -149,9 +149,10 @@ class RequestDecoder:
     def _decode_group(
         self, batch: RecordBatch, schema_id: int, members: NDArray[np.int64], dead: dict[int, Fault]
     ) -> tuple[NDArray[np.int64], RecordColumn, dict[str, Column] | Fault] | None:
-        plan = _not_framed(batch, members, dead) if schema_id == NOT_FRAMED else self._plan(schema_id)
-        if plan is None:
+        if schema_id == NOT_FRAMED:
+            _not_framed(batch, members, dead)
             return None
+        plan = self._plan(schema_id)
         if isinstance(plan, Fault):
             dead.update(dict.fromkeys(members.tolist(), plan))
             return None
@@ -172,7 +173,7 @@ class RequestDecoder:
         plan = self._plans.get(schema_id)
         if plan is None:
             plan = self._new_plan(schema_id)
-            if len(self._plans) < 4096:  # noqa: PLR2004 - ids come from outside: the cache is bounded
+            if len(self._plans) < 4096:
                 self._plans[schema_id] = plan
         return plan
 
@@ -186,7 +187,9 @@ class RequestDecoder:
         fields = {f["name"]: f["type"] for f in schema.get("fields", [])}
         wanted = {"request_id": "string", "entity_id": "string", "event_time": "long"}
         features = fields.get("features")
-        fits = all(n in fields and not isinstance(fields[n], list) and _value_type(fields[n]) == t for n, t in wanted.items())
+        fits = all(
+            n in fields and not isinstance(fields[n], list) and _value_type(fields[n]) == t for n, t in wanted.items()
+        )
         if not fits or not isinstance(features, dict) or features.get("type") != "record":
             message = f"schema id {schema_id} is {schema.get('name')}, not a score request"
             return Fault("schema", "WrongSchema", message)
@@ -248,7 +251,9 @@ class RequestDecoder:
                 for row in np.flatnonzero(origin == i).tolist():
                     requests.refuse(row, fault)
         models = [c.fields.get("model") for _, c, _ in groups]
-        self._check_model(requests, merged([_model_column(m, len(r)) for m, (r, _, _) in zip(models, groups, strict=True)]))
+        self._check_model(
+            requests, merged([_model_column(m, len(r)) for m, (r, _, _) in zip(models, groups, strict=True)])
+        )
         self._check_keys(requests)
         self._check_features(requests)
         if batch.headers:
@@ -291,7 +296,9 @@ class RequestDecoder:
                 odd = ~np.isfinite(column.values)
                 if valid is not None:
                     odd &= valid
-                fault = Fault("schema", "NotFinite", f"feature {feature.name} is NaN or infinite; send null for unknown")
+                fault = Fault(
+                    "schema", "NotFinite", f"feature {feature.name} is NaN or infinite; send null for unknown"
+                )
                 for row in np.flatnonzero(odd).tolist():
                     requests.refuse(row, fault)
 
@@ -320,7 +327,9 @@ def _not_framed(batch: RecordBatch, members: NDArray[np.int64], dead: dict[int, 
         if row in dead:
             continue
         if not value:
-            dead[row] = Fault("decode", "EmptyRecord", "the value is empty; a request is a Confluent-framed Avro record")
+            dead[row] = Fault(
+                "decode", "EmptyRecord", "the value is empty; a request is a Confluent-framed Avro record"
+            )
         else:
             message = "the value does not start with a zero byte and a schema id (Confluent frame)"
             dead[row] = Fault("decode", "NotFramed", message)

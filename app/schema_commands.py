@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from schemas.topic_names import LABELLED, PREDICTIONS, REQUESTS
 from app.errors import SluiceError
 from app.models.bundle import latest_version, read_spec
 from app.settings import load_settings
@@ -17,6 +16,7 @@ from schemas.columnar import Encoder
 from schemas.columns import NumberColumn, RecordColumn, TextColumn, to_python
 from schemas.generate import labelled_schema, prediction_schema, request_schema
 from schemas.registry import SchemaBook, full_name, is_compatible
+from schemas.topic_names import LABELLED, PREDICTIONS, REQUESTS
 from schemas.wire import HEADER_BYTES, frame_header, schema_ids
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ class SchemaError(SluiceError):
 
 
 @cli.command()
-def generate(model: Model, *, out: Annotated[Path, typer.Option(help="folder for the .avsc files")] = Path("schemas")) -> None:
+def generate(
+    model: Model, *, out: Annotated[Path, typer.Option(help="folder for the .avsc files")] = Path("schemas")
+) -> None:
     """Write the request, prediction and labelled schemas that belong to a model; refuses an incompatible change."""
     spec = _spec(model)
     out.mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,9 @@ def encode(
     model: Model,
     *,
     out: Annotated[Path, typer.Option(help="folder; one file a request")],
-    lines: Annotated[typer.FileText, typer.Argument(help="JSON requests, one a line; - for standard input")] = sys.stdin,  # type: ignore[assignment]
+    lines: Annotated[
+        typer.FileText, typer.Argument(help="JSON requests, one a line; - for standard input")
+    ] = sys.stdin,  # type: ignore[assignment]
 ) -> None:
     """Turn JSON requests into framed Avro, one file each, and print how to produce each with kcat.
 
@@ -73,12 +77,13 @@ def encode(
         request = _parse_line(line, number)
         path = out / f"{number:06d}.avro"
         path.write_bytes(_encode_request(spec, request, prefix, number))
-        typer.echo(f"kcat -P -b $KAFKA_BOOTSTRAP_SERVERS -t score-requests -X partitioner=murmur2_random -k {request['entity_id']} {path}")
+        produce = "kcat -P -b $KAFKA_BOOTSTRAP_SERVERS -t score-requests -X partitioner=murmur2_random"
+        typer.echo(f"{produce} -k {request['entity_id']} {path}")
 
 
 @cli.command()
 def decode() -> None:
-    """Print framed Avro values as JSON lines, read from standard input as kcat's ``-f '%S\\n%s'`` writes them."""
+    r"""Print framed Avro values as JSON lines, read from standard input as kcat's ``-f '%S\n%s'`` writes them."""
     book = _book()
     for value in _sized_values(sys.stdin.buffer):
         typer.echo(json.dumps(_decode_value(book, value), ensure_ascii=False))
@@ -90,7 +95,9 @@ def _encode_request(spec: ModelSpec, request: dict[str, Any], prefix: bytes, num
     given = request.get("features", {})
     unknown = sorted(set(given) - known)
     if unknown:
-        msg = f"line {number}: {spec.name} has no request feature {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+        msg = (
+            f"line {number}: {spec.name} has no request feature {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+        )
         raise SchemaError(msg)
     columns: dict[str, Any] = {}
     for feature in spec.features:
@@ -129,7 +136,11 @@ def _parse_line(line: str, number: int) -> dict[str, Any]:
     except json.JSONDecodeError as exc:
         msg = f"line {number}: not JSON: {exc}"
         raise SchemaError(msg) from exc
-    missing = [name for name in ("request_id", "entity_id", "event_time") if not isinstance(request, dict) or name not in request]
+    missing = [
+        name
+        for name in ("request_id", "entity_id", "event_time")
+        if not isinstance(request, dict) or name not in request
+    ]
     if missing:
         msg = f"line {number}: {', '.join(missing)} missing"
         raise SchemaError(msg)
@@ -169,7 +180,8 @@ def _model_schemas(spec: ModelSpec) -> dict[str, dict[str, Any]]:
 def _refuse_incompatible(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     problem = is_compatible(old, new)
     if problem is not None:
-        msg = f"{path}: not FULL-compatible with the schema before it: {problem}; add fields with defaults only, or use a new name"
+        remedy = "add fields with defaults only, or use a new name"
+        msg = f"{path}: not FULL-compatible with the schema before it: {problem}; {remedy}"
         raise SchemaError(msg)
 
 

@@ -249,5 +249,3 @@ def _known_paths() -> list[str]:
         else:
             paths.append(name)
     return paths
-
-

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from aiokafka.producer.message_accumulator import BatchBuilder
 
 
-class PassThroughSchema(faust.Schema):  # type: ignore[misc]
+class PassThroughSchema(faust.Schema):  # type: ignore[type-arg]
     """Hands keys and values on as they are: decoding happens in our code, so that it can never throw into a stream."""
 
     async def decode(self, app: Any, message: Any, **_: Any) -> Any:  # noqa: ANN401 - Faust's own types are dynamic
         """The event of a message, undecoded."""
         return app.Event(app, message.key, message.value, message.headers, message)
 
-    def compile(self, app: Any, *, on_key_decode_error: Any, on_value_decode_error: Any, **_: Any) -> Any:  # noqa: ANN401, ARG002
+    def compile(self, app: Any, **_: Any) -> Any:  # noqa: ANN401 - it needs none of Faust's hooks
         """The decode function that Faust calls for each message."""
         event_type = faust.Event
 
@@ -47,14 +47,14 @@ class PassThroughSchema(faust.Schema):  # type: ignore[misc]
         return decode
 
 
-class BatchConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
+class BatchConsumerThread(AIOKafkaConsumerThread):
     """The consumer thread; fetches batches for some topics."""
 
     async def _fetch_records(
         self,
         consumer: aiokafka.AIOKafkaConsumer,
         active_partitions: set[TP],
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - Faust's signature
         max_records: int | None = None,
     ) -> dict[TP, list[Any]]:
         if not self.consumer.flow_active:
@@ -62,14 +62,16 @@ class BatchConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
         fetcher = consumer._fetcher  # noqa: SLF001
         if consumer._closed or fetcher._closed:  # noqa: SLF001
             raise ConsumerStoppedError
-        transport = self.consumer.transport
+        transport: Any = self.consumer.transport
         if transport.linger_s:
             await asyncio.sleep(transport.linger_s)
         with fetcher._subscriptions.fetch_context():  # noqa: SLF001
-            return await _fetched(fetcher, active_partitions, timeout or 0.0, max_records or 4096, transport.batch_topics)
+            return await _fetched(
+                fetcher, active_partitions, timeout or 0.0, max_records or 4096, transport.batch_topics
+            )
 
 
-class BatchConsumer(Consumer):  # type: ignore[misc]
+class BatchConsumer(Consumer):
     """The consumer on the worker's main thread."""
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
@@ -79,13 +81,14 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
         if not isinstance(record, RecordBatch):
             return super()._to_message(tp, record)
         last = len(record) - 1
+        whole: Any = record  # Faust declares bytes
         return ConsumerMessage(
             record.topic, record.partition, int(record.offsets[last]), record.timestamps_ms[last] / 1000.0, 0,
-            (), None, record, None, -1, -1, tp, generation_id=self.app.consumer_generation_id,
+            [], None, whole, None, -1, -1, tp, generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
 
 
-class BatchTransport(Transport):  # type: ignore[misc]
+class BatchTransport(Transport):
     """Faust's aiokafka transport with ``BatchConsumer``.
 
     Attributes:
@@ -102,12 +105,14 @@ class BatchTransport(Transport):  # type: ignore[misc]
 
 async def commit_offsets(app: faust.App, offsets: Mapping[tuple[str, int], int]) -> bool:
     """Commit through Faust's consumer thread; False when the group has moved on and nothing was committed."""
-    return bool(await app.consumer._commit({TP(*tp): offset for tp, offset in offsets.items()}))  # noqa: SLF001
+    consumer: Any = app.consumer
+    return bool(await consumer._commit({TP(*tp): offset for tp, offset in offsets.items()}))  # noqa: SLF001
 
 
 async def committed_offsets(app: faust.App, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
     """The group's committed offsets; 0 where there is none."""
-    thread = app.consumer._thread  # noqa: SLF001
+    consumer: Any = app.consumer
+    thread = consumer._thread  # noqa: SLF001
     found: dict[tuple[str, int], int] = {}
     for tp in partitions:
         offset = await thread.call_thread(thread._ensure_consumer().committed, TP(*tp))  # noqa: SLF001

@@ -50,7 +50,7 @@ def calm_garbage_collector() -> None:
 
 def logging_config(level: str) -> dict[str, Any]:
     """One line a record on standard error; the libraries below us speak from WARNING on."""
-    chatty = dict.fromkeys(("aiokafka", "faust", "mode"), {"level": "WARNING"})
+    chatty = {name: {"level": "WARNING"} for name in ("aiokafka", "faust", "mode")}
     return {
         "version": 1,
         "disable_existing_loggers": False,

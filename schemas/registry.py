@@ -62,7 +62,8 @@ def local_id(schema: dict[str, Any]) -> int:
 def is_compatible(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     """None when each reads what the other wrote (FULL compatibility), else why not."""
     for reader, writer in ((one, other), (other, one)):
-        result = ReaderWriterCompatibilityChecker().get_compatibility(_parse(reader), _parse(writer))
+        checker = ReaderWriterCompatibilityChecker()  # type: ignore[no-untyped-call]
+        result = checker.get_compatibility(_parse(reader), _parse(writer))
         if result.compatibility is not SchemaCompatibilityType.compatible:
             return f"{', '.join(sorted(result.messages))} at {', '.join(sorted(result.locations))}"
     return None
@@ -192,5 +193,3 @@ def _without_docs(node: Any) -> Any:  # noqa: ANN401 - any JSON
     if isinstance(node, list):
         return [_without_docs(item) for item in node]
     return node
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,7 +45,7 @@ class TabularMLP(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(size, arguments.embedding_dim) for size in code_sizes)
         widths = [number_width + len(code_sizes) * arguments.embedding_dim, *arguments.hidden]
         layers: list[nn.Module] = []
-        for inside, outside in zip(widths, widths[1:], strict=False):
+        for inside, outside in itertools.pairwise(widths):
             layers += [nn.Linear(inside, outside), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 

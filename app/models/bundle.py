@@ -106,7 +106,9 @@ def pack_bundle(
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
         save_file(state, draft / WEIGHTS)
         (draft / CALIBRATION).write_text(calibration.to_json())
-        keys_only = [f.name for f in spec.features if not f.model_input]  # a tail number is new every day: that is no drift
+        keys_only = [
+            f.name for f in spec.features if not f.model_input
+        ]  # a tail number is new every day: that is no drift
         reference.drop(columns=keys_only, errors="ignore").to_parquet(draft / REFERENCE, index=False)
         files = {name: _sha256(draft / name) for name in (WEIGHTS, CALIBRATION, REFERENCE)}
         document = spec.model_copy(update={"files": files}).model_dump(mode="json", exclude_defaults=True)

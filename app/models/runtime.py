@@ -1,4 +1,4 @@
-"""A loaded network on its device: batches are padded to a bucket, so that a row's score never depends on its neighbours."""
+"""A loaded network on its device; batches are padded to a bucket, so a row's score never depends on its neighbours."""
 
 from __future__ import annotations
 

@@ -45,7 +45,9 @@ class Feature(_Part):
     source: Literal["request", "store"] = "request"
     type: Literal["number", "category", "time", "flag"] = "number"
     required: bool = False
-    model_input: Annotated[bool, Field(description="false: only a key of views or evidence, not for the network")] = True
+    model_input: Annotated[bool, Field(description="false: only a key of views or evidence, not for the network")] = (
+        True
+    )
     default: float | str | bool | None = None
     range: Annotated[tuple[float, float] | None, Field(description="values outside are clipped")] = None
     log1p: bool = False
@@ -125,7 +127,9 @@ class ModelSpec(_Part):
     description: str = ""
     architecture: Architecture
     features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=1024)]
-    views: Annotated[tuple[FeatureView, ...], Field(max_length=32, description="3**32 degraded states fit an integer")] = ()
+    views: Annotated[
+        tuple[FeatureView, ...], Field(max_length=32, description="3**32 degraded states fit an integer")
+    ] = ()
     output: Output = Output()
     buckets: Annotated[tuple[int, ...], Field(min_length=1)] = DEFAULT_BUCKETS
     files: dict[str, str] = {}
@@ -149,7 +153,7 @@ class ModelSpec(_Part):
         views = {v.name: v for v in self.views}
         for view in self.views:
             for key in view.key:
-                if key not in requested or requested[key].type != "category" and requested[key].type != "number":
+                if key not in requested or (requested[key].type != "category" and requested[key].type != "number"):
                     msg = f"views: {view.name} needs the request feature {key} (category or number) for its key"
                     raise ValueError(msg)
         for feature in self.features:
