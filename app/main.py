@@ -16,6 +16,7 @@ from faust.exceptions import ConsumerNotStarted
 
 from agents import scoring as scoring_agent
 from agents import topics
+from agents.life import MonitorLife, ScoringLife, WorkerLife
 from agents.worker_stats import WorkerIdentity, WorkerStats
 from app.answers import AnswerWriter, OutputTopics
 from app.batcher import MicroBatcher
@@ -27,7 +28,6 @@ from app.health import Health
 from app.ledger import Ledger
 from app.lookup import ViewLookup
 from app.metrics import Metrics
-from agents.life import MonitorLife, ScoringLife, WorkerLife
 from app.models.bundle import REFERENCE, latest_version, open_bundle, read_spec
 from app.pipeline import ScoringPipeline
 from app.producer import OutputProducer
@@ -165,7 +165,9 @@ def _attach_views(  # noqa: PLR0913 - the composition root hands every part to t
     return stats
 
 
-def _health(app: SluiceApp, settings: Settings, committer: Committer, failure: Callable[[], BaseException | None]) -> Health:
+def _health(
+    app: SluiceApp, settings: Settings, committer: Committer, failure: Callable[[], BaseException | None]
+) -> Health:
     def problem() -> str | None:
         error = failure()
         return None if error is None else repr(error)
@@ -200,7 +202,11 @@ def build_monitor(settings: Settings) -> SluiceApp:
     book = SchemaBook(settings.schemas.folder, settings.schemas.registry_url)
     add_bundle_schemas(book, settings)
     monitor = OutcomeMonitor(
-        settings, book, producer, partial(reference_path, settings), learn_schemas=partial(add_bundle_schemas, book, settings)
+        settings,
+        book,
+        producer,
+        partial(reference_path, settings),
+        learn_schemas=partial(add_bundle_schemas, book, settings),
     )
     ledger = Ledger()
     committer = Committer(app, ledger, settings.delivery, metrics, on_failure=end_process)
