@@ -1,0 +1,1 @@
+"""Models: what a bundle declares, its files on disk, its network, and the network loaded on a device."""

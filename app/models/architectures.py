@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from app.models.spec import ModelSpec
 
 MAX_WIDTH = 65_536
-"""Bound on a layer's width; no memory is taken for it before the weights are seen to fit."""
+"""Bound on a layer's width."""
+MAX_PARAMETERS = 2**28
+"""Bound on a network's size, 1 GiB: it is built before its weights are seen to fit, so a few lines of YAML must not
+ask for more."""
 
 
 class TabularMLPArguments(BaseModel):
@@ -60,6 +63,11 @@ def _tabular_mlp(spec: ModelSpec, number_width: int, code_sizes: list[int]) -> n
     arguments = TabularMLPArguments.model_validate(spec.architecture.arguments)
     if any(not 1 <= width <= MAX_WIDTH for width in arguments.hidden):
         msg = f"model.yaml: architecture.arguments.hidden: each width must be 1 .. {MAX_WIDTH}"
+        raise BundleError(msg)
+    widths = [number_width + len(code_sizes) * arguments.embedding_dim, *arguments.hidden, 1]
+    count = sum(code_sizes) * arguments.embedding_dim + sum((a + 1) * b for a, b in itertools.pairwise(widths))
+    if count > MAX_PARAMETERS:
+        msg = f"model.yaml: architecture.arguments: {count} parameters, at most {MAX_PARAMETERS}; choose smaller widths"
         raise BundleError(msg)
     return TabularMLP(number_width, code_sizes, arguments)
 

@@ -34,11 +34,9 @@ class ScoringModel:
         self.spec = bundle.spec
         self.device = choose_device(device)
         self.preprocessor = Preprocessor(bundle.spec)
-        with torch.device("meta"):  # shapes only: a bundle cannot ask for more memory than its weights take
-            module = build(bundle.spec)
-        weights = {name: tensor.to(torch.float32) for name, tensor in bundle.weights().items()}
+        module = build(bundle.spec)
         try:
-            module.load_state_dict(weights, assign=True)
+            module.load_state_dict(bundle.weights())
         except RuntimeError as exc:
             msg = f"{bundle.spec.name} version {bundle.spec.version}: weights do not fit the architecture: {exc}"
             raise BundleError(msg) from exc

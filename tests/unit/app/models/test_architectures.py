@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import app.models.architectures
 from app.errors import BundleError
 from app.models.architectures import MAX_WIDTH, build
 from app.models.spec import Architecture
@@ -28,7 +29,9 @@ def test_without_hidden_layers_it_is_a_linear_model() -> None:
     """Twice the number, twice the logit, but for the bias."""
     module = sample_module(_architecture(hidden=[], embedding_dim=1))
     codes = torch.zeros(1, 1, dtype=torch.int64)
-    zero, one, two = (module(torch.full((1, 11), float(x)), codes) - module(torch.zeros(1, 11), codes) for x in (0, 1, 2))
+    zero, one, two = (
+        module(torch.full((1, 11), float(x)), codes) - module(torch.zeros(1, 11), codes) for x in (0, 1, 2)
+    )
     assert torch.allclose(two, 2 * one, atol=1e-5)
     assert zero.item() == 0
 
@@ -50,3 +53,14 @@ def test_what_is_not_allowed_is_refused(name: str, arguments: dict[str, Any], me
     """A name that is not on the list, an argument that it does not take, a width beyond the bound."""
     with pytest.raises(BundleError, match=message):
         build(_architecture(name, **arguments))
+
+
+def test_the_bound_counts_every_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number that is compared with the bound is that of the network itself: one less is refused."""
+    spec = _architecture(hidden=[8, 3], embedding_dim=4)
+    count = sum(parameter.numel() for parameter in build(spec).parameters())
+    monkeypatch.setattr(app.models.architectures, "MAX_PARAMETERS", count)
+    build(spec)
+    monkeypatch.setattr(app.models.architectures, "MAX_PARAMETERS", count - 1)
+    with pytest.raises(BundleError, match=f"{count} parameters, at most {count - 1}"):
+        build(spec)

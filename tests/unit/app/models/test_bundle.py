@@ -89,7 +89,9 @@ def test_digests_tell_what_changed(tmp_path: Path) -> None:
     assert other.preprocess_sha256 != first.preprocess_sha256
     assert other.calibration_sha256 == first.calibration_sha256
     spec = sample_spec(version=5)
-    recalibrated = open_bundle(pack_bundle(tmp_path, spec, sample_module(spec), Calibration(), pd.DataFrame({"a": [1]})))
+    recalibrated = open_bundle(
+        pack_bundle(tmp_path, spec, sample_module(spec), Calibration(), pd.DataFrame({"a": [1]}))
+    )
     assert recalibrated.calibration_sha256 != first.calibration_sha256
     assert recalibrated.preprocess_sha256 == first.preprocess_sha256
 
@@ -188,7 +190,7 @@ def test_a_linked_folder_is_refused(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/hostname", "sub/../../3x"])
 def test_a_name_that_leads_out_of_the_bundle_is_refused(folder: Path, name: str) -> None:
-    """``files:`` names files of the bundle; the digest of a file elsewhere is not compared, not even to say it differs."""
+    """``files:`` names files of the bundle; a file elsewhere is not read, not even for its digest."""
     _edit(folder, lambda d: d["files"].update({name: "0" * 64}))
     with pytest.raises(UnsafeBundle, match="lies outside the bundle"):
         open_bundle(folder)
@@ -292,9 +294,17 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, name: str) -> None:
         ScoringModel(open_bundle(folder))
 
 
-@pytest.mark.parametrize("arguments", [{"hidden": [8, 8], "embedding_dim": 4}, {"hidden": [65_536] * 16, "embedding_dim": 1024}])
-def test_an_architecture_takes_no_more_memory_than_its_weights(folder: Path, arguments: dict[str, Any]) -> None:
-    """A few lines of YAML that ask for gigabytes are refused by the weights that are not there, before any is allocated."""
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden": [8, 8], "embedding_dim": 4}, "weights do not fit"),
+        ({"hidden": [65_536] * 16, "embedding_dim": 1024}, "parameters, at most"),
+    ],
+)
+def test_another_architecture_than_that_of_the_weights_is_refused(
+    folder: Path, arguments: dict[str, Any], message: str
+) -> None:
+    """A few lines of YAML that ask for gigabytes are refused before any is allocated."""
     _edit(folder, lambda d: d["architecture"].update(arguments=arguments))
-    with pytest.raises(BundleError, match="weights do not fit"):
+    with pytest.raises(BundleError, match=message):
         ScoringModel(open_bundle(folder))

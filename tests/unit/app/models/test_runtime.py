@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def model(tmp_path_factory: pytest.TempPathFactory) -> ScoringModel:
     """The sample, loaded from its bundle."""
     spec = sample_spec()
-    folder = pack_bundle(tmp_path_factory.mktemp("m"), spec, sample_module(spec), Calibration(), pd.DataFrame({"a": [1]}))
+    folder = pack_bundle(
+        tmp_path_factory.mktemp("m"), spec, sample_module(spec), Calibration(), pd.DataFrame({"a": [1]})
+    )
     return ScoringModel(open_bundle(folder))
 
 
