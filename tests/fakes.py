@@ -113,7 +113,7 @@ class MemoryCluster:
 
 
 def _read(builder: BatchBuilder) -> list[Sent]:
-    records = MemoryRecords(bytes(builder._build()))  # noqa: SLF001 - what aiokafka's sender does
+    records = MemoryRecords(bytes(builder._build()))
     sent = []
     while records.has_next():
         batch = records.next_batch()

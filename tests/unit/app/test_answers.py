@@ -186,7 +186,11 @@ async def test_degraded_answers_say_which_view_and_why(line: Line) -> None:
     line.store.error = "gone"
     _, scores, evidence, _ = await line.whole("gig")
     assert [s["status"] for s in scores] == ["DEGRADED", "INVALID", "DEGRADED"]
-    assert [s["degraded"] for s in scores] == [["plane:default", "weather:default"], [], ["plane:default", "weather:default"]]
+    assert [s["degraded"] for s in scores] == [
+        ["plane:default", "weather:default"],
+        [],
+        ["plane:default", "weather:default"],
+    ]
     assert {e["feature_status"][6:] for e in evidence} == {"dd"}
     assert evidence[0]["features"]["delay"] is None
 
@@ -218,7 +222,9 @@ async def test_dead_letters_are_the_original_bytes(line: Line) -> None:
     assert list(dead.values) == [raw.values[i] for i in (0, 1, 3)]
     assert dead.keys == [raw.keys[i] for i in (0, 1, 3)]
     for headers, (offset, stage, error_class) in zip(
-        dead.headers, [(10, "decode", "EmptyRecord"), (11, "schema", "MissingFeature"), (13, "inference", "NotFinite")], strict=True
+        dead.headers,
+        [(10, "decode", "EmptyRecord"), (11, "schema", "MissingFeature"), (13, "inference", "NotFinite")],
+        strict=True,
     ):
         assert headers[: len(TRACE)] == TRACE
         named = dict(headers)
@@ -277,5 +283,3 @@ async def test_every_record_has_exactly_one_terminal_record(
         copies = [o for i, o in enumerate(offsets) if scores[base + i]["status"] in {"INVALID", "ERROR"}]
         undecodable = part.requests.batch.offsets[list(part.dead)].tolist() if part.dead else []
         assert sorted(copies + undecodable) == dead_offsets
-
-

@@ -96,7 +96,9 @@ async def test_raw_score_decision_and_bucket_hang_together(make_batch: MicroBatc
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 13, 16])
-async def test_a_score_does_not_depend_on_its_neighbours(make_batch: MicroBatchMaker, model: ScoringModel, rows: int) -> None:
+async def test_a_score_does_not_depend_on_its_neighbours(
+    make_batch: MicroBatchMaker, model: ScoringModel, rows: int
+) -> None:
     """In the bucket that the evidence names, a row has the same bits beside any other rows and at any place."""
     distances = [200.0 + 37 * i for i in range(rows)]
     batch = await make_batch(distances)
@@ -129,7 +131,9 @@ async def test_a_model_that_raises_costs_the_row_and_no_other(
     compute(batch, moody)
     scored = _scored(batch)
     assert set(scored) == set(range(rows)) - poisoned - vague
-    assert {row: f.error_class for row, f in batch.faults.items()} == dict.fromkeys(poisoned, "ZeroDivisionError") | dict.fromkeys(vague, "NotFinite")
+    assert {row: f.error_class for row, f in batch.faults.items()} == dict.fromkeys(
+        poisoned, "ZeroDivisionError"
+    ) | dict.fromkeys(vague, "NotFinite")
     assert all(batch.status[row] == (Status.OK if row in scored else Status.ERROR) for row in range(rows))
     assert all(fault.stage == "inference" for fault in batch.faults.values())
     assert all("cannot bear" not in fault.message for fault in batch.faults.values()), "a message holds no payload"
@@ -167,7 +171,9 @@ async def test_a_number_beyond_float32_is_an_error_of_its_row(make_batch: MicroB
     assert batch.faults[0].error_class == "NotFinite"
 
 
-async def test_store_features_are_imputed_when_the_store_is_gone(make_batch: MicroBatchMaker, model: ScoringModel) -> None:
+async def test_store_features_are_imputed_when_the_store_is_gone(
+    make_batch: MicroBatchMaker, model: ScoringModel
+) -> None:
     """Optional store features cost no answer: the row is scored with what a missing value becomes."""
     store = MemoryStore()
     store.error = "gone"

@@ -26,7 +26,11 @@ VIEW = FeatureView(
     name="plane",
     version=3,
     key=("tailnum", "day"),
-    columns=(ViewColumn(name="delay", type="f4"), ViewColumn(name="wind", type="f8"), ViewColumn(name="count", type="i8")),
+    columns=(
+        ViewColumn(name="delay", type="f4"),
+        ViewColumn(name="wind", type="f8"),
+        ViewColumn(name="count", type="i8"),
+    ),
 )
 CODEC = ViewCodec(VIEW)
 
@@ -34,7 +38,9 @@ CODEC = ViewCodec(VIEW)
 def test_the_layout_on_the_wire_is_fixed() -> None:
     """Eight bytes of event time, two of version, the columns: little-endian, nothing between; writers rely on it."""
     packed = CODEC.pack(0x0102, {"delay": 1.0, "wind": 1.0, "count": 5})
-    assert packed.hex(" ") == "02 01 00 00 00 00 00 00 03 00 00 00 80 3f 00 00 00 00 00 00 f0 3f 05 00 00 00 00 00 00 00"
+    assert (
+        packed.hex(" ") == "02 01 00 00 00 00 00 00 03 00 00 00 80 3f 00 00 00 00 00 00 f0 3f 05 00 00 00 00 00 00 00"
+    )
     assert CODEC.key(["N1", "7"]) == "fs:plane:v3:N1|7"
 
 
@@ -68,7 +74,9 @@ def test_a_column_that_the_view_lacks_is_refused() -> None:
         CODEC.pack(5, {"gust": 2.0})
 
 
-@pytest.mark.parametrize("value", [b"", b"short", CODEC.pack(1, {}) + b"\0", ViewCodec(VIEW.model_copy(update={"version": 4})).pack(1, {})])
+@pytest.mark.parametrize(
+    "value", [b"", b"short", CODEC.pack(1, {}) + b"\0", ViewCodec(VIEW.model_copy(update={"version": 4})).pack(1, {})]
+)
 def test_a_foreign_value_is_refused(value: bytes) -> None:
     """Another length or version under our key means that somebody else writes there: no numbers are made of it."""
     with pytest.raises(FeatureStoreError, match=r"view plane: a value .* version"):

@@ -44,8 +44,10 @@ async def test_all_views_of_all_rows_take_one_round_trip() -> None:
     store = MemoryStore(store_rows())
     await _looked_up(store)
     assert store.fetches == [
-        ["fs:plane:v1:N0", "fs:plane:v1:N1", "fs:plane:v1:N2"]
-        + ["fs:weather:v2:AA|1", "fs:weather:v2:B6|9", "fs:weather:v2:UA|2"]
+        [
+            *("fs:plane:v1:N0", "fs:plane:v1:N1", "fs:plane:v1:N2"),
+            *("fs:weather:v2:AA|1", "fs:weather:v2:B6|9", "fs:weather:v2:UA|2"),
+        ]
     ]
 
 
@@ -82,7 +84,9 @@ async def test_a_foreign_value_counts_as_a_store_that_failed() -> None:
 async def test_a_value_from_the_future_is_fresh_and_has_no_negative_age() -> None:
     """Replays and skewed clocks see rows that were written after the event."""
     codec = ViewCodec(PLANE)
-    lookup = await _looked_up(MemoryStore({codec.key(["N0"]): codec.pack(EVENT_TIME_US // 1000 + 5, {"delay_min": 1.0})}))
+    lookup = await _looked_up(
+        MemoryStore({codec.key(["N0"]): codec.pack(EVENT_TIME_US // 1000 + 5, {"delay_min": 1.0})})
+    )
     assert _letters(lookup, "plane")[0] == "f"
     assert lookup.views["plane"].age_ms[0] == 0
 
@@ -113,7 +117,11 @@ async def test_without_keys_the_store_is_not_asked() -> None:
     assert lookup.is_needed
     nothing: dict[str, Column] = {n: c.take(slice(0, 0)) for n, c in _features().items()}
     assert len((await lookup.fetch(nothing, NOW[:0])).views["plane"].letters) == 0
-    nulls = {**_features(), "tailnum": TextColumn.from_values([None] * 5), "carrier": TextColumn.from_values([None] * 5)}
+    nulls = {
+        **_features(),
+        "tailnum": TextColumn.from_values([None] * 5),
+        "carrier": TextColumn.from_values([None] * 5),
+    }
     assert _letters(await lookup.fetch(nulls, NOW), "plane") == "mmmmm"
     assert store.fetches == []
 
@@ -162,7 +170,9 @@ def _lookup_of(letters: dict[str, str]) -> Lookup:
 
     rows = {
         name: ViewRows(
-            np.zeros(len(text), ViewCodec(PLANE).dtype), np.frombuffer(text.encode(), np.uint8), np.zeros(len(text), np.int64)
+            np.zeros(len(text), ViewCodec(PLANE).dtype),
+            np.frombuffer(text.encode(), np.uint8),
+            np.zeros(len(text), np.int64),
         )
         for name, text in letters.items()
     }

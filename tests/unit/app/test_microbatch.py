@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ SCHEMA = sample_request_schema()
 def decode(decoder: RequestDecoder) -> Decode:
     """Requests of a record batch in which each letter stands for a good (g), invalid (i) or dead (d) record."""
 
-    def decode_kinds(kinds: str, *, partition: int = 0, first: int = 100, step: int = 1, deadlines: str = "") -> Requests:
+    def decode_kinds(
+        kinds: str, *, partition: int = 0, first: int = 100, step: int = 1, deadlines: str = ""
+    ) -> Requests:
         schema_id = next(i for i in decoder._book.ids() if decoder._book.schema(i) == SCHEMA)
         values: list[bytes | None] = []
         keys: list[bytes | None] = []
@@ -51,11 +54,11 @@ def test_parts_cover_a_fetch_exactly(decode: Decode, kinds: str, step: int, data
     count = len(requests)
     cuts = sorted(data.draw(st.sets(st.integers(1, max(count - 1, 1)), max_size=4))) if count > 1 else []
     edges = [0, *cuts, count]
-    batches = [_form(Slice(requests, a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+    batches = [_form(Slice(requests, a, b)) for a, b in pairwise(edges)]
     parts = [part for batch in batches for part in batch.parts]
     assert parts[0].first_offset == requests.batch.start_offset
     assert parts[-1].next_offset == requests.batch.next_offset
-    assert all(a.next_offset == b.first_offset for a, b in zip(parts, parts[1:], strict=False))
+    assert all(a.next_offset == b.first_offset for a, b in pairwise(parts))
     assert all(part.first_offset < part.next_offset for part in parts)
     dead = [place for part in parts for place in part.dead]
     assert sorted(dead) == sorted(requests.dead) == [i for i, kind in enumerate(kinds) if kind == "d"]
@@ -88,7 +91,9 @@ def test_dead_letters_alone_make_a_batch_without_rows(decode: Decode) -> None:
 
 def test_dead_letters_beside_requests_change_nothing_for_them(decode: Decode) -> None:
     """A part without rows stands between parts with rows."""
-    batch = _form(Slice(decode("dd", partition=1), 0, 0), Slice(decode("gg"), 0, 2), Slice(decode("d", partition=2), 0, 0))
+    batch = _form(
+        Slice(decode("dd", partition=1), 0, 0), Slice(decode("gg"), 0, 2), Slice(decode("d", partition=2), 0, 0)
+    )
     assert batch.request_id.to_list() == ["r-100", "r-101"]
     assert [len(part) for part in batch.parts] == [0, 2, 0]
     assert batch.live.tolist() == [0, 1]

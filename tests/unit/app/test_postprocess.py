@@ -25,7 +25,7 @@ def test_sigmoid_is_a_probability_that_grows(logits: list[float]) -> None:
 
 
 def test_sigmoid_of_known_logits() -> None:
-    """ln 3 is three to one; the two tails are mirror images."""
+    """Ln 3 is three to one; the two tails are mirror images."""
     p = sigmoid(np.array([math.log(3), -math.log(3), 0.0], np.float32))
     assert p == pytest.approx([0.75, 0.25, 0.5], abs=1e-7)
 
@@ -53,7 +53,7 @@ def test_a_steep_platt_does_not_overflow(a: float) -> None:
 def test_isotonic_is_the_best_monotone_fit(points: list[tuple[float, bool]], probes: list[float]) -> None:
     """Not decreasing, in [0, 1], mean kept, and no level can be moved towards its labels."""
     p, y = np.array([a for a, _ in points]), np.array([float(b) for _, b in points])
-    if len(np.unique(p)) < 2:  # noqa: PLR2004 - two knots make a map
+    if len(np.unique(p)) < 2:
         with pytest.raises(ValueError, match="two knots"):
             Calibration.fit_isotonic(p, y)
         return

@@ -126,16 +126,18 @@ def test_a_huge_number_overflows_quietly() -> None:
 
 
 _floats = st.one_of(st.none(), st.floats(-1e6, 1e6))
-_rows = st.fixed_dictionaries({
-    "departure": st.one_of(st.none(), st.integers(0, 2 * 10**15)),
-    "distance": _floats,
-    "carrier": st.sampled_from(["AA", "B6", "ZZ", "", None]),
-    "tailnum": st.sampled_from(["N1", None]),
-    "gate": _floats,
-    "night": st.sampled_from([True, False, None]),
-    "delay": _floats,
-    "gust": _floats,
-})
+_rows = st.fixed_dictionaries(
+    {
+        "departure": st.one_of(st.none(), st.integers(0, 2 * 10**15)),
+        "distance": _floats,
+        "carrier": st.sampled_from(["AA", "B6", "ZZ", "", None]),
+        "tailnum": st.sampled_from(["N1", None]),
+        "gate": _floats,
+        "night": st.sampled_from([True, False, None]),
+        "delay": _floats,
+        "gust": _floats,
+    }
+)
 
 
 @settings(max_examples=60, deadline=None)

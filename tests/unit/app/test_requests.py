@@ -38,7 +38,9 @@ def decoder(shared_book: SchemaBook) -> RequestDecoder:
     return RequestDecoder(shared_book, sample_spec(), max_request_bytes=4096)
 
 
-def _changed(change: dict[str, Any], drop: set[str] = frozenset(), feature: dict[str, Any] | None = None) -> dict[str, Any]:  # type: ignore[assignment]
+def _changed(
+    change: dict[str, Any], drop: set[str] = frozenset(), feature: dict[str, Any] | None = None
+) -> dict[str, Any]:  # type: ignore[assignment]
     """The sample's schema with envelope fields of other types, some dropped, or features of other types."""
     schema = copy.deepcopy(SCHEMA)
     schema["fields"] = [
@@ -255,7 +257,12 @@ def test_headers_that_can_be_met_are(decoder: RequestDecoder, write: _Writer) ->
 
 def test_only_what_belongs_to_the_request_is_handed_on() -> None:
     """Trace context and request id travel with the answer; deadlines and foreign headers do not."""
-    headers: Headers = (("traceparent", b"t"), ("x-deadline-unix-ms", b"1"), ("tracestate", b"s"), ("x-request-id", b"r"))
+    headers: Headers = (
+        ("traceparent", b"t"),
+        ("x-deadline-unix-ms", b"1"),
+        ("tracestate", b"s"),
+        ("x-request-id", b"r"),
+    )
     assert own_headers(headers) == (("traceparent", b"t"), ("tracestate", b"s"), ("x-request-id", b"r"))
 
 
@@ -290,7 +297,9 @@ NUMBERS = [("int", 7), ("long", 2**40), ("float", 0.5), (["double", "null"], 1.5
 
 
 @pytest.mark.parametrize(("avro_type", "value"), NUMBERS)
-def test_any_numeric_type_makes_a_number(decoder: RequestDecoder, write: _Writer, avro_type: object, value: float) -> None:
+def test_any_numeric_type_makes_a_number(
+    decoder: RequestDecoder, write: _Writer, avro_type: object, value: float
+) -> None:
     """Producers may write a number as int, long, float or double."""
     record = request(1, distance=value)
     schema = _changed({}, feature={"distance": avro_type})
@@ -344,7 +353,11 @@ def _mixture(write: _Writer) -> tuple[list[bytes | None], list[bytes | None], di
         (write(request(5, **{feature: value}), _changed({}, feature={feature: kind})), b"e-5")
         for feature, kind, value in WRONG_TYPES.values()
     ]
-    bad += [(write(request(6)), b"not e-6"), (write(request(6))[:-1], b"e-6"), (write(request(6, tailnum="x" * 9999)), b"e-6")]
+    bad += [
+        (write(request(6)), b"not e-6"),
+        (write(request(6))[:-1], b"e-6"),
+        (write(request(6, tailnum="x" * 9999)), b"e-6"),
+    ]
     for number, (value, key) in enumerate(bad):
         record = request(number)
         absent = {"gate", "carrier"} if number % 3 == 1 else set()
@@ -358,7 +371,7 @@ def _mixture(write: _Writer) -> tuple[list[bytes | None], list[bytes | None], di
 
 
 def test_a_mixture_keeps_its_order_and_its_good_rows(decoder: RequestDecoder, write: _Writer) -> None:
-    """Good rows of three schema versions between all kinds of bad ones: order kept, good rows intact, bad ones named."""
+    """Good rows of three schema versions between all kinds of bad ones: order and good rows are kept."""
     values, keys, good = _mixture(write)
     requests = decoder.decode(record_batch(values, keys, step=2))
     assert (np.diff(requests.rows) > 0).all()
@@ -390,7 +403,7 @@ def test_a_mixture_keeps_its_order_and_its_good_rows(decoder: RequestDecoder, wr
 def test_no_bytes_make_it_raise(
     decoder: RequestDecoder, write: _Writer, junk: list[bytes | tuple[int, int] | None]
 ) -> None:
-    """Random bytes and flipped bytes are dead letters, INVALID or, if they still make sense, requests; never an error."""
+    """Random bytes and flipped bytes are dead letters, INVALID or, if they make sense, requests; never an error."""
     record = request(3)
     whole = write(record)
     values: list[bytes | None] = []

@@ -33,7 +33,10 @@ def test_without_any_source_the_defaults_hold() -> None:
 def test_later_sources_win(toml: Path) -> None:
     """File, then environment, then arguments; what a later one leaves alone stays."""
     settings = _load(
-        {"batching": {"max_batch_size": 256}}, toml=toml, SLUICE_BATCHING__MAX_BATCH_SIZE="128", SLUICE_KAFKA__PARTITIONS="6"
+        {"batching": {"max_batch_size": 256}},
+        toml=toml,
+        SLUICE_BATCHING__MAX_BATCH_SIZE="128",
+        SLUICE_KAFKA__PARTITIONS="6",
     )
     assert settings.batching.max_batch_size == 256
     assert settings.batching.window_ms == 7
@@ -43,7 +46,9 @@ def test_later_sources_win(toml: Path) -> None:
 
 def test_each_value_knows_its_origin(toml: Path) -> None:
     """A person who asks why a value is what it is gets file, variable or argument."""
-    origins = settings_origins({"web": {"port": 1}}, toml=toml, environ={"SLUICE_KAFKA__PARTITIONS": "6", "REDIS_URL": "redis://r"})
+    origins = settings_origins(
+        {"web": {"port": 1}}, toml=toml, environ={"SLUICE_KAFKA__PARTITIONS": "6", "REDIS_URL": "redis://r"}
+    )
     assert origins == {
         "deployment": "file sluice.toml",
         "batching.window_ms": "file sluice.toml",
@@ -55,7 +60,7 @@ def test_each_value_knows_its_origin(toml: Path) -> None:
 
 
 def test_the_usual_variables_are_taken_as_they_are() -> None:
-    """KAFKA_BOOTSTRAP_SERVERS, REDIS_URL and SCHEMA_REGISTRY_URL; our own names win over them, empty ones do not count."""
+    """KAFKA_BOOTSTRAP_SERVERS, REDIS_URL and SCHEMA_REGISTRY_URL; our own names win over them, empty ones are none."""
     settings = _load(KAFKA_BOOTSTRAP_SERVERS="k:1", REDIS_URL="redis://r", SCHEMA_REGISTRY_URL="", PATH="/bin")
     assert (settings.kafka.bootstrap_servers, settings.redis.url) == ("k:1", "redis://r")
     assert settings.schemas.registry_url is None
@@ -66,7 +71,10 @@ def test_the_usual_variables_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        ("SLUICE_BATCHING__WINDOW", "batching.window (environment SLUICE_BATCHING__WINDOW) is unknown; did you mean batching.window_ms?"),
+        (
+            "SLUICE_BATCHING__WINDOW",
+            "batching.window (environment SLUICE_BATCHING__WINDOW) is unknown; did you mean batching.window_ms?",
+        ),
         ("SLUICE_KAFAK__PARTITIONS", "setting kafak (default) is unknown; did you mean kafka"),
         ("SLUICE_DEPLOYMEMT", "deploymemt (environment SLUICE_DEPLOYMEMT) is unknown; did you mean deployment?"),
         ("SLUICE_KAFKA__A__B", "kafka.a"),

@@ -9,6 +9,7 @@ import ast
 import inspect
 import re
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,10 @@ def test_a_name_has_the_signature_that_we_call(name: str) -> None:
     [
         (Fetcher, ["_subscriptions", "_records", "_closed", "_wait_consume_future"]),
         (FetchResult, ["_topic_partition", "_partition_records"]),
-        (PartitionRecords, ["_records", "_tp", "_check_crcs", "_isolation_level", "_aborted_producers", "next_fetch_offset"]),
+        (
+            PartitionRecords,
+            ["_records", "_tp", "_check_crcs", "_isolation_level", "_aborted_producers", "next_fetch_offset"],
+        ),
         (AIOKafkaConsumer, ["_fetcher", "_closed"]),
         (BatchBuilder, ["_builder", "_relative_offset"]),
         (AIOKafkaConsumerThread, ["consumer"]),
@@ -127,7 +131,9 @@ def test_every_private_name_that_is_used_is_listed_here() -> None:
     """``transport.py`` reaches for no private name that this file does not hold."""
     here = Path(__file__).read_text(encoding="utf-8")
     tree = ast.parse(Path(app.transport.__file__).read_text(encoding="utf-8"))
-    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr.startswith("_") and n.attr[1] != "_"}
+    used = {
+        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr.startswith("_") and n.attr[1] != "_"
+    }
     assert len(used) > 10
     assert {name for name in used if re.search(rf"(?<!\w){name}\b", here) is None} == set()
 
@@ -222,13 +228,19 @@ def _kafka_batch(base: int, values: list[bytes], *, producer: int = -1, transact
     return bytes(raw)
 
 
-def _fetch(raw: bytes, position: int, *, aborted: list[tuple[int, int]] | None = None, isolation: int = 0) -> FetchResult:
-    source = PartitionRecords(TOPIC, MemoryRecords(raw), aborted, position, None, None, True, isolation)  # noqa: FBT003
+def _fetch(
+    raw: bytes, position: int, *, aborted: list[tuple[int, int]] | None = None, isolation: int = 0
+) -> FetchResult:
+    source = PartitionRecords(TOPIC, MemoryRecords(raw), aborted, position, None, None, True, isolation)
     return FetchResult(TOPIC, assignment=_Assignment(position), partition_records=source, backoff=0)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=5), st.integers(0, 3), st.integers(1, 9))
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=5),
+    st.integers(0, 3),
+    st.integers(1, 9),
+)
 def test_a_drain_gives_what_getall_gives(shape: list[tuple[int, int]], skipped: int, max_records: int) -> None:
     """Same records as aiokafka's own way, in batches whose ranges touch, from a position inside a Kafka batch on."""
     raw, base = b"", 0
@@ -245,12 +257,16 @@ def test_a_drain_gives_what_getall_gives(shape: list[tuple[int, int]], skipped: 
     assert np.concatenate([batch.offsets for batch in drained]).tolist() == [r.offset for r in expected]
     assert drained[0].start_offset == position
     assert drained[-1].next_offset == expected[-1].offset + 1
-    assert all(a.next_offset == b.start_offset for a, b in zip(drained, drained[1:], strict=False))
+    assert all(a.next_offset == b.start_offset for a, b in pairwise(drained))
 
 
 def test_aborted_transactions_stay_hidden() -> None:
     """With read_committed the records of an aborted transaction are skipped, and their offsets stand in the range."""
-    raw = _kafka_batch(0, [b"a"]) + _kafka_batch(1, [b"gone", b"gone"], producer=7, transactional=True) + _kafka_batch(3, [b"b"])
+    raw = (
+        _kafka_batch(0, [b"a"])
+        + _kafka_batch(1, [b"gone", b"gone"], producer=7, transactional=True)
+        + _kafka_batch(3, [b"b"])
+    )
     result = _fetch(raw, 0, aborted=[(7, 1)], isolation=READ_COMMITTED)
     [batch] = _drain(result, 100)
     assert batch.values == [b"a", b"b"]
@@ -279,8 +295,19 @@ def test_batches_of_aiokafka_have_the_attributes_that_we_read() -> None:
     """The C type names its offsets, its producer and its kind so."""
     batch = MemoryRecords(_kafka_batch(5, [b"a", b"b"])).next_batch()
     assert isinstance(batch, DefaultRecordBatch)
-    assert (batch.base_offset, batch.next_offset, batch.is_control_batch, batch.is_transactional) == (5, 7, False, False)
+    assert (batch.base_offset, batch.next_offset, batch.is_control_batch, batch.is_transactional) == (
+        5,
+        7,
+        False,
+        False,
+    )
     assert batch.producer_id == -1
     assert batch.validate_crc()
     record = next(iter(batch))
-    assert (record.offset, record.timestamp, record.key, record.value, list(record.headers)) == (5, 1000, b"k", b"a", [])
+    assert (record.offset, record.timestamp, record.key, record.value, list(record.headers)) == (
+        5,
+        1000,
+        b"k",
+        b"a",
+        [],
+    )

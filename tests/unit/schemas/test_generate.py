@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import avro.schema
 import fastavro
@@ -24,9 +24,6 @@ from schemas.generate import (
     request_schema,
 )
 from schemas.registry import is_compatible
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[3]
 TYPES: tuple[FeatureType, ...] = ("number", "category", "text", "time", "flag")
@@ -89,7 +86,9 @@ def test_a_labelled_prediction_is_a_prediction_with_its_outcome() -> None:
     prediction = {f["name"]: f["type"] for f in prediction_schema("demo", FIELDS)["fields"]}
     labelled = {f["name"]: f["type"] for f in labelled_schema("demo", FIELDS)["fields"]}
     assert set(labelled) - set(prediction) == {"label", "outcome_time", "revision", "retracted"}
-    assert {n: t for n, t in labelled.items() if n in prediction} == {n: prediction[n] for n in labelled if n in prediction}
+    assert {n: t for n, t in labelled.items() if n in prediction} == {
+        n: prediction[n] for n in labelled if n in prediction
+    }
 
 
 @pytest.mark.parametrize("name", ["a", "flight_delays", "x" * 64, "a1_"])
@@ -119,7 +118,9 @@ def _committed(path: Path) -> list[str]:
     name = str(path.relative_to(ROOT))
     if shutil.which("git") is None:
         return []
-    log = subprocess.run(["git", "log", "--format=%H", "--", name], cwd=ROOT, capture_output=True, text=True, check=False)
+    log = subprocess.run(
+        ["git", "log", "--format=%H", "--", name], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     shown = [
         subprocess.run(["git", "show", f"{commit}:{name}"], cwd=ROOT, capture_output=True, text=True, check=False)
         for commit in log.stdout.split()

@@ -31,7 +31,11 @@ WITH_DEFAULT: dict[str, Any] = {**A, "fields": [{"name": "x", "type": "int", "de
 
 def test_an_id_is_made_from_the_schema_alone() -> None:
     """Order of keys and texts for people do not matter, what changes a record's meaning does."""
-    shuffled = {"fields": [{"type": "int", "name": "x", "doc": "a number"}], "doc": "d", **{k: A[k] for k in ("namespace", "name")}}
+    shuffled = {
+        "fields": [{"type": "int", "name": "x", "doc": "a number"}],
+        "doc": "d",
+        **{k: A[k] for k in ("namespace", "name")},
+    }
     assert local_id({**shuffled, "type": "record"}) == local_id(A)
     assert local_id(WITH_DEFAULT) != local_id(A)
     timestamp = {**A, "fields": [{"name": "x", "type": {"type": "long", "logicalType": "timestamp-micros"}}]}
@@ -207,7 +211,12 @@ def test_made_up_ids_do_not_flood_the_registry(registry: tuple[str, type[_Regist
 
 @pytest.mark.parametrize(
     "text",
-    ['"string"', '["null", "string"]', '{"type": "array", "items": "int"}', '{"type": "enum", "name": "E", "symbols": ["A"]}'],
+    [
+        '"string"',
+        '["null", "string"]',
+        '{"type": "array", "items": "int"}',
+        '{"type": "enum", "name": "E", "symbols": ["A"]}',
+    ],
 )
 def test_a_registered_schema_that_is_no_record_is_refused(registry: tuple[str, type[_Registry]], text: str) -> None:
     """Others may register any Avro type; what is no record has no decoder, and nothing raises."""
@@ -239,7 +248,9 @@ def test_a_registry_that_is_not_there_is_named() -> None:
     assert book.schema(3) is None
 
 
-@pytest.mark.parametrize("url", ["http://registry.example:8081", "http://localhost.example", "http://localhost@registry.example"])
+@pytest.mark.parametrize(
+    "url", ["http://registry.example:8081", "http://localhost.example", "http://localhost@registry.example"]
+)
 def test_plain_http_is_for_loopback_only(url: str) -> None:
     """Schemas decide how bytes are read; they come over https or from the same machine."""
     with pytest.raises(RegistryError, match="use https"):
