@@ -112,7 +112,7 @@ class WorkerLife(ABC):
 class ScoringLife(WorkerLife):
     """The scoring worker."""
 
-    def __init__(  # noqa: PLR0913 - the composition root hands over every part once
+    def __init__(  # noqa: PLR0913, PLR0917 - the composition root hands over every part once
         self,
         app: SluiceApp,
         settings: Settings,
@@ -149,7 +149,7 @@ class ScoringLife(WorkerLife):
 class MonitorLife(WorkerLife):
     """The monitor worker."""
 
-    def __init__(  # noqa: PLR0913 - the composition root hands over every part once
+    def __init__(  # noqa: PLR0913, PLR0917 - the composition root hands over every part once
         self,
         app: SluiceApp,
         settings: Settings,
@@ -178,7 +178,7 @@ class MonitorLife(WorkerLife):
         """See ``WorkerLife``; the monitor's step is short and not interrupted."""
         try:
             async with asyncio.timeout(timeout_s):
-                while any(self.ledger.in_flight().values()):
+                while any(self.ledger.in_flight().values()):  # noqa: ASYNC110 - the ledger is pure and has no event
                     await asyncio.sleep(0.01)
         except TimeoutError:
             return False

@@ -126,7 +126,13 @@ class MicroBatcher:
         self.hold = LearnedHold(self.window_s, self.run.of)
 
     def add(
-        self, segment: Hashable, *, rows: int, now_s: float, deadline_s: float = math.inf, device_free_s: float = math.inf
+        self,
+        segment: Hashable,
+        *,
+        rows: int,
+        now_s: float,
+        deadline_s: float = math.inf,
+        device_free_s: float = math.inf,
     ) -> None:
         """Rows that arrived now; a segment without rows still fires, alone or with others.
 

@@ -18,7 +18,7 @@ NOT_FRAMED = -1
 
 
 def frame_header(schema_id: int) -> bytes:
-    """The five bytes that precede every Avro body.
+    r"""The five bytes that precede every Avro body.
 
     Args:
         schema_id: 0 <= id < 2**31.
@@ -28,7 +28,7 @@ def frame_header(schema_id: int) -> bytes:
 
     Example:
         >>> frame_header(258)
-        b'\\x00\\x00\\x00\\x01\\x02'
+        b'\x00\x00\x00\x01\x02'
 
     """
     if not 0 <= schema_id < 2**31:
