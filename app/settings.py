@@ -62,7 +62,9 @@ class SchemaSettings(_Group):
 class BatchingSettings(_Group):
     """When a micro-batch fires."""
 
-    max_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 512
+    max_batch_size: Annotated[
+        int, Field(ge=1, le=65_536, description="rows; the model's largest bucket bounds it too")
+    ] = 2048
     window_ms: Annotated[float, Field(ge=0, le=1000, description="a cap, from the first record's arrival")] = 5.0
     max_queued_rows: Annotated[int, Field(ge=1, description="above it the partitions are paused")] = 32_768
     max_in_flight_batches: Annotated[int, Field(ge=1, description="micro-batches that await their acks")] = 16
