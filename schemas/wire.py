@@ -47,9 +47,7 @@ def schema_ids(values: Sequence[bytes | None]) -> NDArray[np.int64]:
         [7, -1, -1, -1, 7]
 
     """
-    heads = b"".join(
-        v[:HEADER_BYTES] if v is not None and len(v) >= HEADER_BYTES else b"\xff\0\0\0\0" for v in values
-    )
+    heads = b"".join(v[:HEADER_BYTES] if v is not None and len(v) >= HEADER_BYTES else b"\xff\0\0\0\0" for v in values)
     table = np.frombuffer(heads, dtype=np.uint8).reshape(-1, HEADER_BYTES)
     ids = np.ascontiguousarray(table[:, 1:]).view(">u4").ravel().astype(np.int64)
     return np.where((table[:, 0] == MAGIC) & (ids < 2**31), ids, NOT_FRAMED)
