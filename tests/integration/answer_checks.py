@@ -13,50 +13,68 @@ if TYPE_CHECKING:
 
     from tests.integration.delays_service import Deployment
 
-
-def produce_and_wait(deployment: Deployment, count: int, *, first: int, answers: int) -> list[tuple[int, int]]:
-    """Send ``count`` requests and wait until some answers have come; returns partition and offset of each request."""
-    wanted = deployment.kafka.count(topics.SCORES) + answers
-    asked = deployment.kafka.produce(deployment.numbered(count, first=first))
-    until(lambda: deployment.kafka.count(topics.SCORES) >= wanted, f"{answers} answers")
-    return asked
+ANSWERS = (topics.SCORES, topics.PREDICTIONS)
 
 
-def check_answers(deployment: Deployment, asked: list[tuple[int, int]]) -> int:
-    """Every request answered on both topics, in order, once after redelivered ones are dropped; returns how many were.
+class Stream:
+    """Numbered requests from now on, and the answers to them.
 
     Args:
-        deployment: whose.
-        asked: partition and offset of each request, in the order of their ids.
+        deployment: whose topics; everything asked before is answered.
 
     """
-    ids = {place: f"r{number:06d}" for number, place in enumerate(asked)}
-    repeated = 0
-    by_topic: dict[str, dict[tuple[int, int], float]] = {}
-    for topic in (topics.SCORES, topics.PREDICTIONS):
-        records = deployment.kafka.read(topic)
-        assert all(r.partition == source(r)[0] for r in records), "an answer goes to its request's partition"
-        kept = without_redelivered(records)
-        assert sorted(source(r) for r in kept) == sorted(asked), f"{topic}: an answer is missing or too much"
-        repeated += len(records) - len(kept)
-        check_repeats(records)
-        decoded = {source(r): deployment.decode(r.value) for r in kept}
-        assert all(decoded[place]["request_id"] == ids[place] for place in asked)
-        by_topic[topic] = {place: record["score"] for place, record in decoded.items()}
-    assert by_topic[topics.SCORES] == by_topic[topics.PREDICTIONS], "the answer and its evidence agree"
-    assert deployment.kafka.count(topics.REQUESTS_DLQ) == 0
-    return repeated
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._since = {topic: deployment.kafka.ends(topic) for topic in (*ANSWERS, topics.REQUESTS_DLQ)}
+        self._asked: list[tuple[int, int]] = []
+
+    def produce(self, count: int) -> None:
+        """Send the next requests."""
+        self._asked += self._deployment.kafka.produce(self._deployment.numbered(count, first=len(self._asked)))
+
+    def produce_and_wait(self, count: int, *, answers: int) -> None:
+        """Send the next requests, and wait until some more answers have come than there were."""
+        wanted = self.answer_count() + answers
+        self.produce(count)
+        until(lambda: self.answer_count() >= wanted, f"{answers} answers")
+
+    def answer_count(self, topic: str = topics.SCORES) -> int:
+        """Records on a topic since the stream began, repeated ones included."""
+        return self._deployment.kafka.count(topic) - sum(self._since[topic].values())
+
+    def check_answers(self) -> int:
+        """Every request is answered on both topics, in order, and once when redelivered answers are dropped.
+
+        Returns:
+            How many records had to be dropped.
+
+        """
+        ids = {place: f"r{number:06d}" for number, place in enumerate(self._asked)}
+        scores: dict[str, dict[tuple[int, int], float]] = {}
+        repeated = 0
+        for topic in ANSWERS:
+            records = self._deployment.kafka.read(topic, self._since[topic])
+            kept = without_redelivered(records)
+            repeated += len(records) - len(kept)
+            assert sorted(map(source, kept)) == sorted(self._asked), f"{topic}: an answer is missing, or too much"
+            check_order(records)
+            decoded = {source(r): self._deployment.decode(r.value) for r in kept}
+            assert {place: record["request_id"] for place, record in decoded.items()} == ids
+            scores[topic] = {place: record["score"] for place, record in decoded.items()}
+        assert scores[topics.SCORES] == scores[topics.PREDICTIONS], "an answer and its evidence differ"
+        assert self.answer_count(topics.REQUESTS_DLQ) == 0
+        return repeated
 
 
-def check_repeats(records: list[ConsumerRecord]) -> None:
-    """Offsets go up by one; where a worker began again they fall back to one that was answered before, once per restart."""
+def check_order(records: list[ConsumerRecord]) -> None:
+    """Source offsets go up by one; where a worker began again they fall back to one that was answered before."""
     last: dict[int, int] = {}
     highest: dict[int, int] = {}
     for record in records:
         partition, offset = source(record)
+        assert record.partition == partition, "an answer goes to its request's partition"
         if partition in last and offset != last[partition] + 1:
-            assert offset <= highest[partition] + 1, (
-                f"{record.topic}-{partition}: {highest[partition] + 1} was left out"
-            )
+            assert offset <= highest[partition], f"{record.topic}-{partition}: {highest[partition] + 1} was left out"
         last[partition] = offset
         highest[partition] = max(highest.get(partition, -1), offset)

@@ -8,7 +8,6 @@ import io
 import json
 import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fastavro
@@ -30,6 +29,8 @@ from tests.integration.kafka_client import KafkaClient, Message
 from tests.integration.worker_process import ROOT, WorkerProcess, until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from app.models.bundle import Bundle
     from app.settings import Settings
 
@@ -52,8 +53,9 @@ SMALL_STEPS = {
     "SLUICE_BATCHING__MAX_IN_FLIGHT_BATCHES": "1",
     "SLUICE_BATCHING__MAX_QUEUED_ROWS": "256",
     "SLUICE_KAFKA__MAX_POLL_RECORDS": "64",
+    "SLUICE_DELIVERY__COMMIT_INTERVAL_MS": "300",
 }
-"""So slow, and so little taken at a time, that a stream of thousands has a middle."""
+"""So slow, and so little taken at a time, that a stream of thousands has a middle, and a kill repeats some answers."""
 
 
 def model_spec(*, is_temp_required: bool = False) -> ModelSpec:
@@ -197,10 +199,11 @@ class Deployment:
 
     def numbered(self, count: int, *, first: int = 0) -> list[Message]:
         """Requests of a hundred entities in turn, each with another distance."""
-        return [
-            Message(b"e%02d" % (i % 100), self.request(f"r{i:06d}", f"e{i % 100:02d}", distance_mi=100.0 + i, origin=ORIGINS[i % 3]))
-            for i in range(first, first + count)
-        ]  # fmt: skip
+        numbers = range(first, first + count)
+        return [Message(b"e%02d" % (i % 100), self._numbered(i)) for i in numbers]
+
+    def _numbered(self, i: int) -> bytes:
+        return self.request(f"r{i:06d}", f"e{i % 100:02d}", distance_mi=100.0 + i, origin=ORIGINS[i % 3])
 
     def decode(self, value: bytes) -> dict[str, Any]:
         """A record of any topic, decoded by fastavro; timestamps stay micros."""

@@ -1,4 +1,4 @@
-"""What one worker offers to others: scores that an offline run repeats to the bit, web views, and a stranger's client."""
+"""What a worker offers: scores that an offline run repeats to the bit, web views, answers to a stranger with kcat."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def odd_requests(deployment: Deployment, count: int) -> list[Message]:
 
 
 def test_an_offline_run_repeats_every_score_to_the_bit(service: Service, redis_url: str) -> None:
-    """Logged features through the bundle, offline, in batches of the logged bucket: the very same raw scores and scores."""
+    """Logged features through the bundle, offline, in batches of the logged bucket, give the very same scores."""
     put_weather(redis_url, {"JFK": (EVENT_US, -3.25), "EWR": (EVENT_US - 3_000_000_000, 31.0)})
     rows = stream_and_read(service, 3000)
     frame = pd.DataFrame([row["features"] for row in rows])
@@ -187,7 +187,8 @@ def run_sluice(deployment: Deployment, *arguments: str, stdin: bytes) -> bytes:
     environment = {**os.environ, **deployment.variables, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "app.cli", *arguments],
-        input=stdin, env=environment, cwd=deployment.folder, capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False,
+        input=stdin, env=environment, cwd=deployment.folder,
+        capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout

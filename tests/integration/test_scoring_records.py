@@ -1,4 +1,4 @@
-"""Every kind of bad input, one by one, through one real worker: each is answered once, and its neighbours are scored."""
+"""Every kind of bad input, one by one, through one real worker: each is answered once, its neighbours are scored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ TEXT_DISTANCE = {
     "type": "record", "name": "ScoreRequest", "namespace": "stranger", "fields": [
         {"name": "request_id", "type": "string"}, {"name": "entity_id", "type": "string"},
         {"name": "event_time", "type": "long"},
-        {"name": "features", "type": {"type": "record", "name": "F", "fields": [{"name": "distance_mi", "type": "string"}]}},
+        {"name": "features", "type": {"type": "record", "name": "F", "fields": [
+            {"name": "distance_mi", "type": "string"}]}},
     ],
 }  # fmt: skip
 OTHER_FEATURES = {
@@ -141,7 +142,7 @@ def raw(value: bytes | None) -> Callable[[Deployment], Message]:
     return lambda _: Message(KEY, value, TRACE)
 
 
-def request(entity_id: str = ENTITY, **changes: Any) -> Callable[[Deployment], Message]:  # noqa: ANN401
+def request(*, entity_id: str = ENTITY, **changes: Any) -> Callable[[Deployment], Message]:  # noqa: ANN401
     """A request with some features changed, under the key of ``ENTITY``."""
     return lambda d: Message(KEY, d.request("odd", entity_id, **changes), TRACE)
 
@@ -163,11 +164,13 @@ def headed(name: str, value: bytes) -> Callable[[Deployment], Message]:
 
 ENVELOPE = {"request_id": "odd", "entity_id": ENTITY, "event_time": EVENT_US}
 
-UNDECODABLE = {
+UNDECODABLE: dict[str, tuple[Callable[[Deployment], Message], str, str]] = {
     "not avro": (raw(b"\xfe\xed\xfa\xce" * 9), "decode", "NotFramed"),
     "json": (raw(b'{"request_id": "odd"}'), "decode", "NotFramed"),
     "shorter than a frame": (raw(b"\x00\x40"), "decode", "NotFramed"),
-    "unknown schema id": (lambda d: Message(KEY, frame_header(77) + d.request("odd", ENTITY)[5:], TRACE), "schema", "UnknownSchema"),
+    "unknown schema id": (
+        lambda d: Message(KEY, frame_header(77) + d.request("odd", ENTITY)[5:], TRACE), "schema", "UnknownSchema"
+    ),
     "another record's schema": (in_schema(INVOICE, {"total": 1.0}), "schema", "WrongSchema"),
     "truncated": (cut(end=-3), "decode", "UndecodableRecord"),
     "nothing behind the frame": (cut(end=HEADER_BYTES), "decode", "UndecodableRecord"),
@@ -195,7 +198,7 @@ def test_undecodable_records_become_dead_letters(service: Service, case: str) ->
     assert service.worker.figures()["conservation"]["undecodable"] == undecodable + 1
 
 
-INVALID = {
+INVALID: dict[str, tuple[Callable[[Deployment], Message], str]] = {
     "missing required feature": (request(distance_mi=None), "MissingFeature"),
     "wrong type": (in_schema(TEXT_DISTANCE, {**ENVELOPE, "features": {"distance_mi": "far"}}), "WrongType"),
     "NaN": (request(distance_mi=float("nan")), "NotFinite"),
@@ -212,7 +215,7 @@ INVALID = {
 
 @pytest.mark.parametrize("case", INVALID)
 def test_unfit_requests_are_answered_invalid(service: Service, case: str) -> None:
-    """A request that decodes and does not fit is answered INVALID with the reason, and a copy goes to the dead letters."""
+    """A request that decodes and does not fit is answered INVALID with the reason; a copy goes to the dead letters."""
     build, error_class = INVALID[case]
     message = build(service.deployment)
     before = service.worker.figures()
@@ -230,7 +233,7 @@ def test_unfit_requests_are_answered_invalid(service: Service, case: str) -> Non
     assert after["conservation"]["undecodable"] == before["conservation"]["undecodable"], "the copy is not counted"
 
 
-SCORED = {
+SCORED: dict[str, tuple[Callable[[Deployment], Message], str, str, list[str]]] = {
     "ordinary": (request(), "OK", "ffffff", []),
     "unknown category, unknown to the store too": (request(origin="XXX"), "OK", "fffffm", []),
     "known category, unknown to the store": (request(origin="LGA"), "OK", "fffffm", []),
@@ -267,7 +270,7 @@ def test_odd_but_fit_requests_are_scored(service: Service, case: str) -> None:
 
 def test_an_unknown_feature_of_the_schema_is_ignored_and_an_int_is_a_number(service: Service) -> None:
     """A later schema's request is scored as the same request in ours: the same values, the same score."""
-    now = {"origin": None, "tailnum": None, "departs_at": None, "is_wet": None}
+    now: dict[str, Any] = {"origin": None, "tailnum": None, "departs_at": None, "is_wet": None}
     theirs = in_schema(OTHER_FEATURES, {**ENVELOPE, "features": {"wind_kmh": 9.0, "distance_mi": 300}})
     ours = request(distance_mi=300.0, **now)
     answered = answer(service, [theirs(service.deployment), ours(service.deployment)])
@@ -309,7 +312,9 @@ def test_expired_requests_cost_no_row_on_the_device(service: Service) -> None:
 
 def test_good_and_bad_in_one_batch(service: Service) -> None:
     """Everything at once, in one produce request: each record still ends in exactly one place, in order."""
-    cases = [build(service.deployment) for build, *_ in (*UNDECODABLE.values(), *INVALID.values(), *SCORED.values())]
+    tables = (UNDECODABLE, INVALID, SCORED)
+    builders: list[Callable[[Deployment], Message]] = [case[0] for table in tables for case in table.values()]
+    cases = [build(service.deployment) for build in builders]
     small = [m for m in cases if len(m.value or b"") < MIB // 2]
     answered = answer(service, small)
     for message, offset in zip(small, answered.offsets, strict=True):
@@ -324,7 +329,7 @@ def test_good_and_bad_in_one_batch(service: Service) -> None:
 
 
 def test_figures_add_up(service: Service) -> None:
-    """At the end: consumed = OK + DEGRADED + INVALID + EXPIRED + SHED + ERROR + undecodable, and nothing is in flight."""
+    """At the end consumed = OK + DEGRADED + INVALID + EXPIRED + SHED + ERROR + undecodable; nothing is in flight."""
     figures, kafka = service.worker.figures(), service.kafka
     conservation, statuses = figures["conservation"], figures["statuses"]
     assert conservation["consumed"] == kafka.count(topics.REQUESTS) > 0

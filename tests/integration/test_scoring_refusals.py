@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agents import topics
-from tests.integration.delays_service import MODEL, PARTITIONS, Deployment
+from tests.integration.delays_service import PARTITIONS, Deployment
 from tests.integration.kafka_client import KafkaClient
 
 if TYPE_CHECKING:
@@ -37,27 +37,15 @@ def cut_weights(bundle: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def add_pickle(bundle: Path) -> None:
-    """A file that could run code when it is loaded."""
-    (bundle / "model.pkl").write_bytes(b"cos\nsystem\n.")
-
-
 def misspell(bundle: Path) -> None:
     """A key that nobody knows."""
     path = bundle / "model.yaml"
     path.write_text(path.read_text().replace("buckets:", "bukkets:"))
 
 
-def hide(bundle: Path) -> None:
-    """No bundle at all."""
-    bundle.rename(bundle.with_name("draft"))
-
-
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights cut": (cut_weights, "1/weights.safetensors: its sha256 is not the one in model.yaml"),
-    "pickle": (add_pickle, "1/model.pkl: pickles can run code when loaded"),
     "misspelt key": (misspell, "1/model.yaml: bukkets: "),
-    "no version": (hide, f"no model {MODEL} in "),
 }
 
 

@@ -94,7 +94,7 @@ def wait_fresh(deployment: Deployment, worker: WorkerProcess) -> None:
     def is_fresh() -> bool:
         score, evidence = ask(deployment, worker)
         assert score["status"] in {"OK", "DEGRADED"}
-        return evidence is not None and evidence["features"]["temp_c"] == 21.5
+        return evidence is not None and bool(evidence["features"]["temp_c"] == 21.5)
 
     until(is_fresh, "an answer with a fresh temperature", timeout_s=30)
 
@@ -144,7 +144,7 @@ def test_a_required_feature_that_cannot_be_had_is_an_error(
         valkey.start()
 
         def is_ok() -> bool:
-            return ask(deployment, worker)[0]["status"] == "OK"
+            return str(ask(deployment, worker)[0]["status"]) == "OK"
 
         until(is_ok, "an answer with the required temperature", timeout_s=30)
         conservation = worker.figures()["conservation"]
