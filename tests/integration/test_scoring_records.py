@@ -85,6 +85,7 @@ class Answered:
         predictions: decoded evidence by source offset.
         dead: raw dead letters by source offset.
         raw: raw answers by source offset.
+        rounds: how often they were asked.
 
     """
 
@@ -93,6 +94,7 @@ class Answered:
     predictions: dict[int, dict[str, Any]]
     dead: dict[int, ConsumerRecord]
     raw: dict[int, ConsumerRecord]
+    rounds: int = 1
 
 
 def answer(service: Service, messages: list[Message]) -> Answered:
@@ -129,6 +131,11 @@ def among_good(service: Service, message: Message) -> tuple[int, Answered]:
     """Send a message between two good ones, which must be scored; returns its offset and all that came out."""
     good = [Message(KEY, service.deployment.request(name, ENTITY)) for name in ("before", "after")]
     answered = answer(service, [good[0], message, good[1]])
+    while answered.rounds < 5 and any("d" in p["feature_status"] for p in answered.predictions.values()):
+        # On a busy machine the store's hard limit of 20 ms bites now and then: answered rightly, but not what is meant.
+        rounds = answered.rounds + 1
+        answered = answer(service, [good[0], message, good[1]])
+        answered.rounds = rounds
     first, offset, last = answered.offsets
     for neighbour in (first, last):
         assert answered.scores[neighbour]["status"] == "OK"
@@ -195,7 +202,7 @@ def test_undecodable_records_become_dead_letters(service: Service, case: str) ->
     assert offset not in answered.scores
     assert offset not in answered.predictions
     check_dead_letter(answered.dead[offset], message, offset, stage, error_class)
-    assert service.worker.figures()["conservation"]["undecodable"] == undecodable + 1
+    assert service.worker.figures()["conservation"]["undecodable"] == undecodable + answered.rounds
 
 
 INVALID: dict[str, tuple[Callable[[Deployment], Message], str]] = {
@@ -229,7 +236,7 @@ def test_unfit_requests_are_answered_invalid(service: Service, case: str) -> Non
     check_handed_on(answered.raw[offset], offset)
     check_dead_letter(answered.dead[offset], message, offset, "schema", error_class)
     after = service.worker.figures()
-    assert after["statuses"]["INVALID"] == before["statuses"]["INVALID"] + 1
+    assert after["statuses"]["INVALID"] == before["statuses"]["INVALID"] + answered.rounds
     assert after["conservation"]["undecodable"] == before["conservation"]["undecodable"], "the copy is not counted"
 
 
