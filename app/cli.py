@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app import schema_commands
 from app.embedded import commands as embedded_commands
+from app.embedded.stack import running
 from app.errors import SluiceError
 from app.settings import load_settings
 
@@ -43,6 +45,17 @@ def topics() -> None:
 
     for name, count in asyncio.run(ensure_topics(load_settings())).items():
         typer.echo(f"{name:24} {count} partitions")
+
+
+@cli.command()
+def env(*, data_dir: Annotated[Path, typer.Option(help="that of `sluice up`")] = Path(".sluice")) -> None:
+    """Print the addresses of what `sluice up` runs as shell exports: eval "$(sluice env)"."""
+    info = running(data_dir)
+    if info is None:
+        typer.echo(f"sluice: nothing runs in {data_dir}; start it with `sluice up --detach`", err=True)
+        raise typer.Exit(3)
+    typer.echo(f"export KAFKA_BOOTSTRAP_SERVERS={info.bootstrap_servers}")
+    typer.echo(f"export REDIS_URL={info.redis_url}")
 
 
 def main() -> None:

@@ -41,6 +41,8 @@ class Explained:
     reason: str
 
 
+HOW_TO = "tests/integration/test_readme.py::test_the_how_to_works_word_for_word"
+
 COMMANDS: dict[str, RunBy | InCi | Explained] = {
     "make help": RunBy("tests/test_packaging.py::test_make_help_names_every_target"),
     "make install": InCi(),
@@ -56,6 +58,16 @@ COMMANDS: dict[str, RunBy | InCi | Explained] = {
     "make down": Explained("hands over to `sluice down`, which the tests of app/embedded run"),
     "docker compose": Explained("needs a container engine; tests/test_packaging.py checks what can be without one"),
     "docker build": Explained("needs a container engine; tests/test_packaging.py checks what can be without one"),
+    ". .venv/bin/activate": RunBy(HOW_TO),
+    "python pack.py": RunBy(HOW_TO),
+    "sluice up --detach": RunBy(HOW_TO),
+    "eval $(sluice env)": RunBy(HOW_TO),
+    "sluice topics": RunBy(HOW_TO),
+    "sluice worker scoring": RunBy(HOW_TO),
+    "echo": RunBy(HOW_TO),
+    "sluice schema encode": RunBy(HOW_TO),
+    "kcat": RunBy(HOW_TO),
+    "sluice down": RunBy(HOW_TO),
     "git clone": Explained("a continuous integration run starts from a clone"),
     "cd": Explained("changes the folder for the next line"),
 }
