@@ -69,6 +69,10 @@ docs: $(INSTALLED) ## Write docs/settings.md and docs/metrics.md anew from the c
 bench: $(PEERS) ## Install the peers too and measure against them.
 	@exec $(PYTHON) -m bench $(ARGS)
 
+.PHONY: bench-gpu
+bench-gpu: $(INSTALLED) ## Pipeline against a bare torch loop, on CUDA if there is one; no broker.
+	@exec $(PYTHON) -m bench gpu $(ARGS)
+
 up: $(INSTALLED) ## Start Kafka and the store in the background.
 	@$(PYTHON) -m app.cli up --detach $(ARGS)
 

@@ -121,9 +121,7 @@ LOADS = {"light": 0.02, "half": 0.5, "heavy": 0.85, "overload": 1.5}
 TRACES = {"steady": steady, "poisson": poisson, "bursts": bursts}
 
 
-def _run_by(
-    arrivals: NDArray[np.float64], device: Device, fire_at_s: Callable[[float, float], float]
-) -> Outcome:
+def _run_by(arrivals: NDArray[np.float64], device: Device, fire_at_s: Callable[[float, float], float]) -> Outcome:
     ends, sizes, free_s, i = np.empty(len(arrivals)), [], 0.0, 0
     while i < len(arrivals):
         last = i + MAX_BATCH_SIZE - 1
@@ -158,9 +156,9 @@ def compare(*, count: int = 4000, seed: int = 1) -> dict[tuple[str, str, str], d
 def main() -> None:
     """Print the comparison."""
     for (device, load, trace), outcomes in compare().items():
-        print(f"\n{device}, {load} load, {trace}")  # noqa: T201
+        print(f"\n{device}, {load} load, {trace}")
         for name, o in outcomes.items():
-            print(  # noqa: T201
+            print(
                 f"  {name:16} mean {o.mean_wait_s * 1e3:8.2f} ms  p99 {o.p99_wait_s * 1e3:8.2f} ms  "
                 f"batch {o.mean_batch:5.1f}  late {o.missed_share:6.1%}"
             )

@@ -1,4 +1,4 @@
-"""The pipeline fed from memory, without a broker: what decoding, batching, the model and encoding cost by themselves."""
+"""The pipeline fed from memory, without a broker: what decoding, batching, model and encoding cost by themselves."""
 
 from __future__ import annotations
 
@@ -77,11 +77,19 @@ def record_batches(keys: list[bytes], values: list[bytes], *, size: int, partiti
     return batches
 
 
-def make_pipeline(bundle: Bundle, sink: MemorySink, *, device: str = "cpu", max_batch_size: int = 512) -> ScoringPipeline:
-    """A pipeline that ends in ``sink``."""
+def make_pipeline(
+    bundle: Bundle,
+    sink: MemorySink,
+    *,
+    device: str = "cpu",
+    max_batch_size: int = 512,
+    model: ScoringModel | None = None,
+) -> ScoringPipeline:
+    """A pipeline that ends in ``sink``; ``model`` is warm when it is given."""
     settings = Settings(schemas={"folder": Path("schemas")})  # type: ignore[arg-type]
-    model = ScoringModel(bundle, device)
-    model.warm_up()
+    if model is None:
+        model = ScoringModel(bundle, device)
+        model.warm_up()
     book = schema_book(settings, bundle)
 
     def fail(error: BaseException) -> None:

@@ -1,0 +1,215 @@
+"""``RESULTS.md`` from the saved results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.results import FOLDER
+
+PAGE = Path(__file__).parent / "RESULTS.md"
+PEERS = ("quix", "bytewax", "faststream")
+
+
+def write() -> None:
+    """Write the page."""
+    parts = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+    sections = {
+        "throughput": _throughput,
+        "features": _throughput,
+        "latency": _latency,
+        "overload": _overload,
+        "replay": _replay,
+        "codec": _codec,
+        "memory": _memory,
+        "memory-10m": _memory,
+        "gpu": _gpu,
+    }
+    lines = ["# Results", "", "Written by `make bench` from `results/*.json`; do not edit.", ""]
+    lines += _targets(parts)
+    for name, section in sections.items():
+        if name in parts:
+            lines += ["", f"## {name}", "", *_origin(parts[name]), "", *section(parts[name]["figures"])]
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def _origin(part: dict[str, Any]) -> list[str]:
+    machine, versions = part["machine"], part["versions"]
+    named = ", ".join(f"{name} {v}" for name, v in versions.items() if v != "not installed")
+    return [
+        f"`{part['command']}`, {part['date']}, commit {part['commit']}; {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_gb']} GB, load average {machine['load_before']} before and {machine['load_average'][0]} after. "
+        f"Python {machine['python']}, {named}.",
+    ]
+
+
+def _throughput(figures: dict[str, Any]) -> list[str]:
+    rows = sorted(figures["contenders"].items(), key=lambda item: item[1]["cpu_us"])
+    return [
+        f"{figures['requests']:,} requests preloaded, {figures['rounds']} rounds, interleaved; medians.",
+        "",
+        *_table(
+            ("contender", "requests/s", "CPU us/request", "low-high", "times ours", "RSS MB"),
+            [
+                (
+                    name,
+                    f"{r['requests_per_s']:,}",
+                    r["cpu_us"],
+                    f"{r['cpu_us_low']}-{r['cpu_us_high']}",
+                    r["times_our_cpu"],
+                    r["rss_mb"],
+                )
+                for name, r in rows
+            ],
+        ),
+    ]
+
+
+def _latency(figures: dict[str, Any]) -> list[str]:
+    cells = []
+    for name, row in figures["rates"].items():
+        for who in ("raw echo", "sluice"):
+            q = row[who]
+            cells.append((name, f"{row['rate_per_s']:,}", who, q["p50_ms"], q["p95_ms"], q["p99_ms"], q["p99.9_ms"]))
+        cells.append((name, "", "added", row["added_p50_ms"], "", row["added_p99_ms"], ""))
+    return [
+        f"Capacity {figures['capacity_per_s']:,}/s; open loop, {figures['seconds']} s each, ms from when a request was due; "
+        f"window {figures['window_ms']} ms. Generator, broker, worker and reader share the cores.",
+        "",
+        *_table(("load", "requests/s", "", "p50", "p95", "p99", "p99.9"), cells),
+    ]
+
+
+def _overload(figures: dict[str, Any]) -> list[str]:
+    rows = [*figures["sweep"].items(), ("200%", figures["overload"])]
+    over = figures["overload"]
+    return [
+        f"Hidden layers {figures['hidden']}, capacity {figures['capacity_per_s']:,}/s, deadline {figures['deadline_ms']} ms.",
+        f"Goodput at twice the capacity: {figures['goodput_share_of_peak']:.1%} of the peak. Resident set {over['rss_mb']} MB.",
+        "",
+        *_table(
+            (
+                "load",
+                "sent",
+                "answered",
+                "goodput/s",
+                "in time",
+                "scored",
+                "rows on device",
+                "largest lag s",
+                "statuses",
+            ),
+            [
+                (
+                    name,
+                    f"{r['sent']:,}",
+                    f"{r['answered']:,}",
+                    f"{r['goodput_per_s']:,}",
+                    f"{r['in_time_share']:.1%}",
+                    f"{r['scored_rows']:,}",
+                    f"{r['device_rows']:,}",
+                    r["lag_largest_s"],
+                    r["statuses"],
+                )
+                for name, r in rows
+            ],
+        ),
+    ]
+
+
+def _replay(figures: dict[str, Any]) -> list[str]:
+    return [
+        f"{figures['bit_equal']:,} of {figures['rows']:,} rows bit-equal, buckets {figures['buckets']}, "
+        f"{figures['seconds']} s."
+    ]
+
+
+def _codec(figures: dict[str, Any]) -> list[str]:
+    head = ("record", "decode us", "fastavro", "ratio", "encode us", "fastavro", "ratio")
+    names = ("decode_us", "fastavro_decode_us", "decode_ratio", "encode_us", "fastavro_encode_us", "encode_ratio")
+    return _table(head, [(record, *(row[n] for n in names)) for record, row in figures["records"].items()])
+
+
+def _memory(figures: dict[str, Any]) -> list[str]:
+    return [
+        f"{figures['requests']:,} requests: {figures['after_a_quarter_mb']} MB after a quarter, {figures['end_mb']} MB at "
+        f"the end, {figures['largest_mb']} MB at most."
+    ]
+
+
+def _gpu(figures: dict[str, Any]) -> list[str]:
+    return [
+        f"On {figures['device']}, batches of {figures['batch']}.",
+        "",
+        *_table(
+            ("model", "pipeline/s", "bare loop/s", "share", "device busy", "CPU us/request"),
+            [
+                (
+                    n,
+                    f"{r['pipeline_per_s']:,}",
+                    f"{r['bare_loop_per_s']:,}",
+                    r["share_of_bare_loop"],
+                    r["device_busy_share"],
+                    r["cpu_us"],
+                )
+                for n, r in figures["models"].items()
+            ],
+        ),
+    ]
+
+
+def _targets(parts: dict[str, Any]) -> list[str]:
+    """What was promised beside what was measured."""
+    rows: list[tuple[Any, ...]] = []
+
+    def add(what: str, limit: float, found: float, *, at_least: bool, form: str = "{:.4g}") -> None:
+        met = found >= limit if at_least else found <= limit
+        rows.append(
+            (
+                what,
+                ("at least " if at_least else "at most ") + form.format(limit),
+                form.format(found),
+                "met" if met else f"missed by {form.format(abs(found - limit))}",
+            )
+        )
+
+    for part, peers in (("throughput", 3.5), ("features", 2.0)):
+        if part not in parts:
+            continue
+        ratio = {n: r["times_our_cpu"] for n, r in parts[part]["figures"]["contenders"].items()}
+        best = min((ratio[n] for n in PEERS if n in ratio), default=None)
+        if part == "throughput":
+            for name, limit in (("faust take", 45), ("confluent loop", 2)):
+                if name in ratio:
+                    add(f"CPU of {name} over ours", limit, ratio[name], at_least=True)
+        if best is not None:
+            add(f"CPU of the best of Quix, Bytewax, FastStream over ours ({part})", peers, best, at_least=True)
+    figures = {name: part["figures"] for name, part in parts.items()}
+    for name in ("memory", "memory-10m"):
+        if name in figures:
+            f = figures[name]
+            add(f"largest RSS, MB ({f['requests']:,} requests)", 1024, f["largest_mb"], at_least=False)
+            add(
+                f"RSS at the end over that after a quarter ({f['requests']:,})",
+                1.05,
+                f["end_mb"] / f["after_a_quarter_mb"],
+                at_least=False,
+            )
+    if "latency" in figures:
+        light = figures["latency"]["rates"]["light"]
+        add("added p50 at light load, ms", 3, light["added_p50_ms"], at_least=False)
+        add("added p99 at light load, ms", 10, light["added_p99_ms"], at_least=False)
+    if "overload" in figures:
+        over = figures["overload"]["overload"]
+        add("goodput at 2x over the peak", 0.9, figures["overload"]["goodput_share_of_peak"], at_least=True)
+        add("answered over sent at 2x", 1, over["answered"] / over["sent"], at_least=True)
+        add("rows on the device over rows scored at 2x", 1, over["device_rows"] / over["scored_rows"], at_least=False)
+    if "replay" in figures:
+        add("bit-equal rows", figures["replay"]["rows"], figures["replay"]["bit_equal"], at_least=True, form="{:,}")
+    return _table(("figure", "wanted", "measured", ""), rows)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
