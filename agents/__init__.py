@@ -1,0 +1,1 @@
+"""Faust agents: thin adapters between topics and the parts that do the work."""

@@ -135,7 +135,7 @@ class ScoringLife(WorkerLife):
 
     async def drain(self, timeout_s: float) -> bool:
         """See ``WorkerLife``."""
-        return await self._pipeline.drain(timeout_s)
+        return await self._pipeline.release(timeout_s)
 
     async def revoked(self) -> None:
         """See ``WorkerLife``."""

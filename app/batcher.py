@@ -200,6 +200,14 @@ class MicroBatcher:
         self._held_since_s = -math.inf
         return slices
 
+    def give_back(self) -> list[Slice]:
+        """All rows that wait, and none waits any more."""
+        slices = [Slice(w.segment, w.taken, w.rows) for w in self._waiting]
+        self._waiting.clear()
+        self.waiting_rows = 0
+        self._held_since_s = -math.inf
+        return slices
+
     def _latest_start_s(self) -> float:
         return min(w.deadline_s for w in self._waiting) - self.answer.of(min(self.waiting_rows, self.max_batch_size))
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 PREFIX = "sluice"
 HELP = {
-    "consumed": "Requests read from score-requests.",
+    "consumed": "Records of score-requests that went into a micro-batch.",
+    "monitored": "Records that the monitor took in, by topic.",
+    "drift_score": "Population stability index of an input in the newest window, against the model's reference.",
     "undecodable": "Values that are not a request; each is one dead letter.",
     "dead_letters": "Records written to a dead letter topic, the uncounted copies of INVALID and ERROR among them.",
     "feature_missing": "Rows whose key the feature store did not know, or whose value was null.",

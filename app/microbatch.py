@@ -126,7 +126,7 @@ def form(slices: Sequence[Slice], reason: FireReason, *, now_s: float, now_ms: i
         now_ms: unix milliseconds, for deadlines.
 
     """
-    parts = [_part(cast("Requests", s.segment), s.start, s.end) for s in slices]
+    parts = [part_of(piece) for piece in slices]
     full = [p for p in parts if len(p)] or parts[:1]
     status = np.concatenate([p.requests.status[p.start : p.end] for p in parts])
     faults: dict[int, Fault] = {}
@@ -162,8 +162,12 @@ def expire(batch: MicroBatch, now_ms: int) -> None:
     batch.drop(late, Status.EXPIRED, Fault("queue", "Expired", "its deadline has passed"))
 
 
-def _part(requests: Requests, start: int, end: int) -> Part:
-    """Offsets between the rows of two parts (dead letters among them) belong to the earlier part."""
+def part_of(piece: Slice) -> Part:
+    """The part that a slice of ``Requests`` stands for.
+
+    Offsets between the rows of two parts (dead letters among them) belong to the earlier part.
+    """
+    requests, start, end = cast("Requests", piece.segment), piece.start, piece.end
     offsets = requests.batch.offsets
     first = requests.batch.start_offset if start == 0 else int(offsets[requests.rows[start]])
     last = requests.batch.next_offset if end == len(requests) else int(offsets[requests.rows[end]])

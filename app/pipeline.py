@@ -25,7 +25,7 @@ import numpy as np
 from app.answers import STAGES, AnswerWriter, Timings
 from app.compute import compute
 from app.errors import DeliveryError
-from app.microbatch import MicroBatch, expire, form
+from app.microbatch import MicroBatch, expire, form, part_of
 from schemas.records import FireReason, Status
 
 if TYPE_CHECKING:
@@ -127,9 +127,6 @@ class ScoringPipeline:
             msg = f"the pipeline has stopped: {self.failure!r}"
             raise DeliveryError(msg)
         requests = self._accepted(batch)
-        self._metrics.count("consumed", len(batch))
-        for fault in requests.dead.values():
-            self._metrics.count("undecodable", error_class=fault.error_class)
         deadline_s = math.inf
         if batch.headers and len(requests):
             deadline_s = requests.decoded_s + float(requests.deadline_ms.min()) / 1000 - self._wall_s()
@@ -179,6 +176,20 @@ class ScoringPipeline:
             self._draining = False
         return True
 
+    async def release(self, timeout_s: float) -> bool:
+        """Give back what has not fired yet and wait until the rest is answered; False when the time was too short.
+
+        What is given back is not committed, so whoever has the partition next reads it again: a backlog behind a slow
+        model delays neither a rebalance nor a stop.
+        """
+        for piece in self._batcher.give_back():
+            part = part_of(piece)
+            self._unanswered -= part.next_offset - part.first_offset
+        self._room.set()
+        if not self._unanswered:
+            self._quiet.set()
+        return await self.drain(timeout_s)
+
     @property
     def queued_rows(self) -> int:
         """Rows that wait in the batcher."""
@@ -203,6 +214,7 @@ class ScoringPipeline:
         while True:
             reason = await self._fire()
             batch = form(self._batcher.take(), reason, now_s=self._now_s(), now_ms=int(self._wall_s() * 1000))
+            self._count_consumed(batch)
             if self._batcher.waiting_rows < self._max_queued_rows:
                 self._room.set()
             if self._lookup.is_needed and len(batch.live):
@@ -277,6 +289,13 @@ class ScoringPipeline:
         if not self._unanswered:
             self._quiet.set()
         self._count(batch, timings)
+
+    def _count_consumed(self, batch: MicroBatch) -> None:
+        """Records count as consumed when they fire: what is given back is consumed by whoever reads it again."""
+        dead = [fault for part in batch.parts for fault in part.dead.values()]
+        self._metrics.count("consumed", len(batch) + len(dead))
+        for fault in dead:
+            self._metrics.count("undecodable", error_class=fault.error_class)
 
     def _count(self, batch: MicroBatch, timings: Timings) -> None:
         if not len(batch):

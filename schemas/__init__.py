@@ -1,0 +1,1 @@
+"""The contract: schemas, the Confluent frame, and the columnar Avro codec."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-"""Up to 2048, because decoding and encoding cost a third of it at 512; a model that is slow on many rows names fewer."""
+"""Up to 2048, because decoding and encoding cost a third of it at 512; slower models name fewer."""
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 

@@ -1,4 +1,4 @@
-"""The how-to of README.md, word for word: pack a model, start everything, score one request with a stranger's client."""
+"""The how-to of README.md, word for word: pack a model, start everything, score one request with kcat."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def test_the_how_to_works_word_for_word(clone: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ready = f"until curl -fsS http://127.0.0.1:{port}/v2/health/ready >/dev/null 2>&1; do kill -0 $worker; sleep 0.2; done"
+    ready = (
+        f"until curl -fsS http://127.0.0.1:{port}/v2/health/ready >/dev/null 2>&1; do kill -0 $worker; sleep 0.2; done"
+    )
     script = WORKER.sub(lambda line: f"{line[0]} 2>worker.log & worker=$!\n{ready}", "\n".join(blocks))
     script = script.replace("sluice down", "kill $worker; wait $worker; sluice down")
     environment = {k: v for k, v in os.environ.items() if k not in {"KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL"}}

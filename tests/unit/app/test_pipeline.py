@@ -397,3 +397,25 @@ async def test_after_a_rebalance_the_partition_starts_again(make_bench: Callable
         assert await bench.pipeline.drain(PATIENCE_S)
         assert bench.answered(0) == [0, 1, 2, 0, 1, 2, 3]
         assert bench.ledger.committable() == {(TOPIC, 0): 4}
+
+
+async def test_what_has_not_fired_is_given_back(make_bench: Callable[..., Bench]) -> None:
+    """A backlog does not delay a rebalance: what fired is answered, the rest is neither answered nor committable."""
+    async with make_bench(max_in_flight_batches=1) as bench:
+        bench.cluster.hold("scores")
+        for _ in range(20):
+            await bench.submit("ggdgig")
+        await asyncio.sleep(0.05)
+        waiting = bench.pipeline.queued_rows
+        assert waiting > 0, "the brokers hold the answers back, so a backlog stands before the device"
+        release = asyncio.create_task(bench.pipeline.release(PATIENCE_S))
+        await asyncio.sleep(0)
+        assert bench.pipeline.queued_rows == 0
+        bench.cluster.release("scores")
+        assert await release
+        answered = bench.ledger.committable()[TOPIC, 0]
+        assert 0 < answered < 120
+        consumed = bench.metrics.snapshot()["conservation"]
+        assert consumed["consumed"] == answered
+        assert consumed["in_flight"] == 0
+        assert not bench.failures
