@@ -16,7 +16,7 @@ MISSED_SLACK = 0.005
 
 @pytest.mark.parametrize("seed", [1, 3])
 def test_never_much_worse_than_the_best_of_the_others(seed: int) -> None:
-    """On steady, Poisson, bursty and overloading arrivals waits and missed deadlines stay near the best of the others."""
+    """On steady, Poisson, bursty and overloading arrivals, waits and missed deadlines are near the best."""
     for case, outcomes in compare(seed=seed, count=12_000).items():
         ours = outcomes[OURS]
         others = [o for name, o in outcomes.items() if name != OURS]
