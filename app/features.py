@@ -56,8 +56,18 @@ class ViewCodec:
         self._missing = template.tobytes()
 
     def key(self, parts: Sequence[str]) -> str:
-        """The row's key."""
-        return self.prefix + SEPARATOR.join(parts)
+        """The row's key; in a key of several parts ``|`` and ``%`` are percent-encoded, so that no two rows share it.
+
+        Example:
+            >>> from app.models.spec import FeatureView
+            >>> codec = ViewCodec(FeatureView(name="w", key=("a", "b"), columns=({"name": "x"},)))
+            >>> codec.key(["1|2", "3"]) == codec.key(["1", "2|3"])
+            False
+
+        """
+        if len(parts) == 1:
+            return self.prefix + parts[0]
+        return self.prefix + SEPARATOR.join(part.replace("%", "%25").replace(SEPARATOR, "%7C") for part in parts)
 
     def pack(self, event_ms: int, row: Mapping[str, float]) -> bytes:
         """A row's value; a column that ``row`` lacks is missing.

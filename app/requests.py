@@ -173,7 +173,8 @@ class RequestDecoder:
         plan = self._plans.get(schema_id)
         if plan is None:
             plan = self._new_plan(schema_id)
-            if len(self._plans) < 4096:
+            is_final = not (isinstance(plan, Fault) and plan.error_class == "UnknownSchema")
+            if is_final and len(self._plans) < 4096:
                 self._plans[schema_id] = plan
         return plan
 

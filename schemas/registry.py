@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 LOCAL_ID_BASE = 2**30
 """Ids made from fingerprints lie here and above, so that they never collide with a registry's."""
 REGISTRY_TIMEOUT_S = 2.0
-CACHED_DECODERS = 256
-"""A bound, because ids come from outside: beyond it an unknown id is not asked for again."""
+MAX_UNKNOWN = 256
+"""Ids remembered as unknown, a bound because they come from outside; the oldest is forgotten."""
+ASK_AGAIN_S = 10.0
+"""An id that the registry did not know, or did not answer for, is asked for again after this long."""
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 
 
@@ -85,7 +89,7 @@ class SchemaBook:
     def __init__(self, folder: Path | None = None, registry_url: str | None = None) -> None:
         self._by_id: dict[int, dict[str, Any]] = {}
         self._decoders: dict[int, Decoder | None] = {}
-        self._unknown: set[int] = set()
+        self._unknown: dict[int, float] = {}
         self._registry = _registry_client(registry_url) if registry_url else None
         for path in sorted(folder.rglob("*.avsc")) if folder else ():
             self._learn(json.loads(path.read_text()), str(path.name))
@@ -138,7 +142,8 @@ class SchemaBook:
         return schema_id
 
     def _fetch(self, schema_id: int) -> None:
-        if schema_id in self._unknown or len(self._unknown) >= CACHED_DECODERS:
+        asked_s = self._unknown.get(schema_id, -math.inf)
+        if time.monotonic() < asked_s + ASK_AGAIN_S:
             return
         assert self._registry is not None
         try:
@@ -146,8 +151,11 @@ class SchemaBook:
             schema = json.loads(answer["schema"])
             _parse(schema)
         except (RegistryError, ValueError, KeyError):
-            self._unknown.add(schema_id)
+            if len(self._unknown) >= MAX_UNKNOWN:
+                self._unknown.pop(next(iter(self._unknown)))
+            self._unknown[schema_id] = time.monotonic()
             return
+        self._unknown.pop(schema_id, None)
         self._by_id[schema_id] = schema
 
 
