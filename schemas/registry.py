@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ LOCAL_ID_BASE = 2**30
 """Ids made from fingerprints lie here and above, so that they never collide with a registry's."""
 REGISTRY_TIMEOUT_S = 2.0
 MAX_UNKNOWN = 256
-"""Ids remembered as unknown, a bound because they come from outside; the oldest is forgotten."""
+"""Unknown ids asked for within ``ASK_AGAIN_S``; they come from outside, and must not flood the registry."""
 ASK_AGAIN_S = 10.0
 """An id that the registry did not know, or did not answer for, is asked for again after this long."""
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
@@ -142,8 +141,9 @@ class SchemaBook:
         return schema_id
 
     def _fetch(self, schema_id: int) -> None:
-        asked_s = self._unknown.get(schema_id, -math.inf)
-        if time.monotonic() < asked_s + ASK_AGAIN_S:
+        now_s = time.monotonic()
+        self._unknown = {known: at_s for known, at_s in self._unknown.items() if now_s < at_s + ASK_AGAIN_S}
+        if schema_id in self._unknown or len(self._unknown) >= MAX_UNKNOWN:
             return
         assert self._registry is not None
         try:
@@ -151,11 +151,8 @@ class SchemaBook:
             schema = json.loads(answer["schema"])
             _parse(schema)
         except (RegistryError, ValueError, KeyError):
-            if len(self._unknown) >= MAX_UNKNOWN:
-                self._unknown.pop(next(iter(self._unknown)))
-            self._unknown[schema_id] = time.monotonic()
+            self._unknown[schema_id] = now_s
             return
-        self._unknown.pop(schema_id, None)
         self._by_id[schema_id] = schema
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from schemas.registry import (
-    CACHED_DECODERS,
+    MAX_UNKNOWN,
     LOCAL_ID_BASE,
     RegistryError,
     SchemaBook,
@@ -196,13 +196,26 @@ def test_a_foreign_id_is_asked_for_once(registry: tuple[str, type[_Registry]]) -
     assert handler.requests == ["/schemas/ids/77", "/schemas/ids/78"]
 
 
+def test_an_unknown_id_is_asked_for_again_later(
+    registry: tuple[str, type[_Registry]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry that was down, or a schema registered late, costs dead letters for some seconds, not for ever."""
+    url, handler = registry
+    book = SchemaBook(None, url)
+    assert book.schema(78) is None
+    handler.schemas[78] = json.dumps(A)
+    assert book.schema(78) is None
+    monkeypatch.setattr("schemas.registry.ASK_AGAIN_S", 0.0)
+    assert book.schema(78) == A
+
+
 def test_made_up_ids_do_not_flood_the_registry(registry: tuple[str, type[_Registry]]) -> None:
     """After some hundred unknown ids no more are asked for; local ids never are."""
     url, handler = registry
     book = SchemaBook(None, url)
-    for schema_id in range(1, CACHED_DECODERS + 20):
+    for schema_id in range(1, MAX_UNKNOWN + 20):
         assert book.schema(schema_id) is None
-    assert len(handler.requests) == CACHED_DECODERS
+    assert len(handler.requests) == MAX_UNKNOWN
     handler.requests.clear()
     fresh = SchemaBook(None, url)
     assert fresh.schema(LOCAL_ID_BASE + 5) is None
