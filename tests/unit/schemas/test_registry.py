@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from schemas.registry import (
-    MAX_UNKNOWN,
     LOCAL_ID_BASE,
+    MAX_UNKNOWN,
     RegistryError,
     SchemaBook,
     full_name,
