@@ -16,9 +16,9 @@ from bench.contenders import repository_root
 from bench.stack import Bench, no_stack, running_stack
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
-    Part = Callable[[Bench], Awaitable[dict[str, Any]]]
+    Part = Callable[[Bench], Coroutine[Any, Any, dict[str, Any]]]
 
 PARTS: dict[str, Part] = {
     "throughput": throughput.run,
@@ -59,14 +59,14 @@ def _run(part: str, *, is_quick: bool) -> None:
     print(f"{part} ...", flush=True)
     stack = no_stack if part in WITHOUT_BROKER else running_stack
     with stack(is_quick=is_quick) as bench:
-        figures = asyncio.run(PARTS[part](bench))
+        figures: dict[str, Any] = asyncio.run(PARTS[part](bench))
         settings = bench.settings().model_dump(
             mode="json", include={"kafka", "redis", "batching", "budget", "delivery"}
         )
         settings["kafka"].pop("bootstrap_servers")
         settings["redis"].pop("url")
     if not is_quick:
-        command = "make bench-gpu" if part == "gpu" else f"make bench ARGS={part}"
+        command = f"python -m bench {part}"
         results.save(part, figures, command=command, settings=settings, load_before=load[0])
     print(f"{part}: {time.monotonic() - started_s:.0f} s\n", flush=True)
 

@@ -65,8 +65,8 @@ KINDS = (
     Kind("bytewax", "bench.peers.bytewax_flow", "bytewax", 4),
     Kind("faststream", "bench.peers.faststream_batch", "faststream", 8),
     Kind("quix", "bench.peers.quix", "quixstreams", 8),
-    Kind("aiokafka loop", "bench.peers.aiokafka_loop", "aiokafka", 6),
-    Kind("faust take", "bench.peers.faust_take", "faust", 24),
+    Kind("aiokafka loop", "bench.peers.aiokafka_loop", "aiokafka", 8),
+    Kind("faust take", "bench.peers.faust_take", "faust", 32),
 )
 
 

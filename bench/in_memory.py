@@ -86,7 +86,7 @@ def make_pipeline(
     model: ScoringModel | None = None,
 ) -> ScoringPipeline:
     """A pipeline that ends in ``sink``; ``model`` is warm when it is given."""
-    settings = Settings(schemas={"folder": Path("schemas")})  # type: ignore[arg-type]
+    settings = Settings(schemas={"folder": Path("schemas")})
     if model is None:
         model = ScoringModel(bundle, device)
         model.warm_up()

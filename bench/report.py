@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.results import FOLDER
+from bench.targets import targets
 
 PAGE = Path(__file__).parent / "RESULTS.md"
-PEERS = ("quix", "bytewax", "faststream")
 
 
 def write() -> None:
@@ -27,7 +27,8 @@ def write() -> None:
         "gpu": _gpu,
     }
     lines = ["# Results", "", "Written by `make bench` from `results/*.json`; do not edit.", ""]
-    lines += _targets(parts)
+    promised = targets({name: part["figures"] for name, part in parts.items()})
+    lines += _table(("figure", "wanted", "measured", ""), [target.row() for target in promised])
     for name, section in sections.items():
         if name in parts:
             lines += ["", f"## {name}", "", *_origin(parts[name]), "", *section(parts[name]["figures"])]
@@ -38,8 +39,9 @@ def _origin(part: dict[str, Any]) -> list[str]:
     machine, versions = part["machine"], part["versions"]
     named = ", ".join(f"{name} {v}" for name, v in versions.items() if v != "not installed")
     return [
-        f"`{part['command']}`, {part['date']}, commit {part['commit']}; {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_gb']} GB, load average {machine['load_before']} before and {machine['load_average'][0]} after. "
+        f"`{part['command']}`, {part['date']}, commit {part['commit']}.",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB;",
+        f"load average {machine['load_before']} before and {machine['load_average'][0]} after.",
         f"Python {machine['python']}, {named}.",
     ]
 
@@ -74,8 +76,9 @@ def _latency(figures: dict[str, Any]) -> list[str]:
             cells.append((name, f"{row['rate_per_s']:,}", who, q["p50_ms"], q["p95_ms"], q["p99_ms"], q["p99.9_ms"]))
         cells.append((name, "", "added", row["added_p50_ms"], "", row["added_p99_ms"], ""))
     return [
-        f"Capacity {figures['capacity_per_s']:,}/s; open loop, {figures['seconds']} s each, ms from when a request was due; "
-        f"window {figures['window_ms']} ms. Generator, broker, worker and reader share the cores.",
+        f"Capacity {figures['capacity_per_s']:,}/s; open loop, {figures['seconds']} s each,",
+        f"window {figures['window_ms']} ms;",
+        "milliseconds from when a request was due. Generator, broker, worker and reader share the cores.",
         "",
         *_table(("load", "requests/s", "", "p50", "p95", "p99", "p99.9"), cells),
     ]
@@ -85,8 +88,9 @@ def _overload(figures: dict[str, Any]) -> list[str]:
     rows = [*figures["sweep"].items(), ("200%", figures["overload"])]
     over = figures["overload"]
     return [
-        f"Hidden layers {figures['hidden']}, capacity {figures['capacity_per_s']:,}/s, deadline {figures['deadline_ms']} ms.",
-        f"Goodput at twice the capacity: {figures['goodput_share_of_peak']:.1%} of the peak. Resident set {over['rss_mb']} MB.",
+        f"Hidden layers {figures['hidden']}, capacity {figures['capacity_per_s']:,}/s,",
+        f"deadline {figures['deadline_ms']} ms. Goodput at twice the capacity:",
+        f"{figures['goodput_share_of_peak']:.1%} of the peak. Resident set {over['rss_mb']} MB.",
         "",
         *_table(
             (
@@ -120,8 +124,8 @@ def _overload(figures: dict[str, Any]) -> list[str]:
 
 def _replay(figures: dict[str, Any]) -> list[str]:
     return [
-        f"{figures['bit_equal']:,} of {figures['rows']:,} rows bit-equal, buckets {figures['buckets']}, "
-        f"{figures['seconds']} s."
+        f"{figures['bit_equal']:,} of {figures['rows']:,} rows bit-equal,",
+        f"buckets {figures['buckets']}, {figures['seconds']} s.",
     ]
 
 
@@ -133,8 +137,8 @@ def _codec(figures: dict[str, Any]) -> list[str]:
 
 def _memory(figures: dict[str, Any]) -> list[str]:
     return [
-        f"{figures['requests']:,} requests: {figures['after_a_quarter_mb']} MB after a quarter, {figures['end_mb']} MB at "
-        f"the end, {figures['largest_mb']} MB at most."
+        f"{figures['requests']:,} requests: {figures['after_a_quarter_mb']} MB after a quarter,",
+        f"{figures['end_mb']} MB at the end, {figures['largest_mb']} MB at most.",
     ]
 
 
@@ -157,57 +161,6 @@ def _gpu(figures: dict[str, Any]) -> list[str]:
             ],
         ),
     ]
-
-
-def _targets(parts: dict[str, Any]) -> list[str]:
-    """What was promised beside what was measured."""
-    rows: list[tuple[Any, ...]] = []
-
-    def add(what: str, limit: float, found: float, *, at_least: bool, form: str = "{:.4g}") -> None:
-        met = found >= limit if at_least else found <= limit
-        rows.append(
-            (
-                what,
-                ("at least " if at_least else "at most ") + form.format(limit),
-                form.format(found),
-                "met" if met else f"missed by {form.format(abs(found - limit))}",
-            )
-        )
-
-    for part, peers in (("throughput", 3.5), ("features", 2.0)):
-        if part not in parts:
-            continue
-        ratio = {n: r["times_our_cpu"] for n, r in parts[part]["figures"]["contenders"].items()}
-        best = min((ratio[n] for n in PEERS if n in ratio), default=None)
-        if part == "throughput":
-            for name, limit in (("faust take", 45), ("confluent loop", 2)):
-                if name in ratio:
-                    add(f"CPU of {name} over ours", limit, ratio[name], at_least=True)
-        if best is not None:
-            add(f"CPU of the best of Quix, Bytewax, FastStream over ours ({part})", peers, best, at_least=True)
-    figures = {name: part["figures"] for name, part in parts.items()}
-    for name in ("memory", "memory-10m"):
-        if name in figures:
-            f = figures[name]
-            add(f"largest RSS, MB ({f['requests']:,} requests)", 1024, f["largest_mb"], at_least=False)
-            add(
-                f"RSS at the end over that after a quarter ({f['requests']:,})",
-                1.05,
-                f["end_mb"] / f["after_a_quarter_mb"],
-                at_least=False,
-            )
-    if "latency" in figures:
-        light = figures["latency"]["rates"]["light"]
-        add("added p50 at light load, ms", 3, light["added_p50_ms"], at_least=False)
-        add("added p99 at light load, ms", 10, light["added_p99_ms"], at_least=False)
-    if "overload" in figures:
-        over = figures["overload"]["overload"]
-        add("goodput at 2x over the peak", 0.9, figures["overload"]["goodput_share_of_peak"], at_least=True)
-        add("answered over sent at 2x", 1, over["answered"] / over["sent"], at_least=True)
-        add("rows on the device over rows scored at 2x", 1, over["device_rows"] / over["scored_rows"], at_least=False)
-    if "replay" in figures:
-        add("bit-equal rows", figures["replay"]["rows"], figures["replay"]["bit_equal"], at_least=True, form="{:,}")
-    return _table(("figure", "wanted", "measured", ""), rows)
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:

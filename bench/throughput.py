@@ -10,7 +10,7 @@ from bench.contenders import KINDS, OURS, Kind, Sample, measure
 from bench.stack import PARTITIONS, Bench, Ends, fresh_topics
 from bench.workload import MODEL, STORE_MODEL, fill_store, make_bundle, make_store_bundle, preload
 
-REQUESTS = 600_000
+REQUESTS = 400_000
 QUICK_REQUESTS = 4_000
 ROUNDS = 3
 

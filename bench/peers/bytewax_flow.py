@@ -31,9 +31,11 @@ def score(messages: list[Any]) -> Iterable[KafkaSinkMessage[bytes, bytes]]:
         yield KafkaSinkMessage(key, evidence, topic=PREDICTIONS)
 
 
+PARTITIONS = 4
+"""The flow gets the batches of all partitions in one."""
 flow = Dataflow("bench")
 servers = contender.servers.split(",")
-source = op.input("requests", flow, KafkaSource(servers, [REQUESTS], batch_size=BATCH))
+source = op.input("requests", flow, KafkaSource(servers, [REQUESTS], batch_size=BATCH // PARTITIONS))
 op.output("answers", op.flat_map_batch("score", source, score),
           KafkaSink(servers, None, {str(k): str(v) for k, v in PRODUCER.items()}))  # fmt: skip
 

@@ -94,7 +94,7 @@ class Work:
         prefix, name = self._codec.prefix, self._codec.view.key[0]
         return [prefix + r["features"][name] for r in requests]
 
-    def answer(self, requests: Sequence[dict[str, Any]], rows: Sequence[bytes | None] = ()) -> Answers:
+    def answer(self, requests: Sequence[dict[str, Any]], rows: Sequence[Any] = ()) -> Answers:
         """Infer and encode; ``rows`` are what the MGET gave."""
         numbers = np.empty((len(requests), len(self._inputs)), np.float32)
         table = self._codec.unpack(rows) if self._codec is not None else None
@@ -106,7 +106,10 @@ class Work:
         logits, bucket = self.model.predict(numbers, np.zeros((len(requests), 0), np.int64))
         raw = sigmoid(logits)
         score = self.bundle.calibration.apply(raw)
-        ages = None if table is None else (time.time_ns() // 1_000_000 - table["event_ms"].astype(np.int64)).tolist()
+        ages = None
+        if table is not None:
+            event_ms = np.array([r["event_time"] for r in requests]) // 1000
+            ages = np.maximum(event_ms - table["event_ms"].astype(np.int64), 0).tolist()
         return self._encode(requests, numbers, raw.tolist(), score.tolist(), bucket, ages)
 
     def _encode(
@@ -129,7 +132,8 @@ class Work:
                 features[name] = float(numbers[i, column])
             value = score[i]
             shared = {
-                "request_id": request["request_id"], "entity_id": request["entity_id"], "outputs": [value], "score": value,
+                "request_id": request["request_id"], "entity_id": request["entity_id"],
+                "outputs": [value], "score": value,
                 "decision": labels[value >= threshold], "event_time": request["event_time"], "served_at": served_at,
             }  # fmt: skip
             out = io.BytesIO()

@@ -1,0 +1,106 @@
+"""What was promised, beside what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PEERS = ("quix", "bytewax", "faststream")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One promise.
+
+    Attributes:
+        what: the figure.
+        limit: what was promised.
+        found: what was measured.
+        is_floor: whether ``found`` must reach the limit, else must not exceed it.
+
+    """
+
+    what: str
+    limit: float
+    found: float
+    is_floor: bool
+
+    def row(self) -> tuple[str, str, str, str]:
+        """Cells of the table.
+
+        Example:
+            >>> Target("goodput", 0.9, 0.8, is_floor=True).row()
+            ('goodput', 'at least 0.9', '0.8', 'missed by 0.1')
+
+        """
+        met = self.found >= self.limit if self.is_floor else self.found <= self.limit
+        bound = "at least" if self.is_floor else "at most"
+        verdict = "met" if met else f"missed by {_text(abs(self.found - self.limit))}"
+        return self.what, f"{bound} {_text(self.limit)}", _text(self.found), verdict
+
+
+def targets(figures: dict[str, dict[str, Any]]) -> list[Target]:
+    """Those whose part was run; ``figures`` by part."""
+    judges: dict[str, Callable[[dict[str, Any]], Iterator[Target]]] = {
+        "throughput": _throughput,
+        "features": _features,
+        "memory": _memory,
+        "memory-10m": _memory,
+        "latency": _latency,
+        "overload": _overload,
+        "replay": _replay,
+    }
+    return [target for part, judge in judges.items() if part in figures for target in judge(figures[part])]
+
+
+def _throughput(figures: dict[str, Any]) -> Iterator[Target]:
+    ratio = {name: row["times_our_cpu"] for name, row in figures["contenders"].items()}
+    for name, limit in (("faust take", 45), ("confluent loop", 2)):
+        if name in ratio:
+            yield Target(f"CPU of {name} over ours", limit, ratio[name], is_floor=True)
+    yield from _best(ratio, "features off", 3.5)
+
+
+def _features(figures: dict[str, Any]) -> Iterator[Target]:
+    yield from _best({name: row["times_our_cpu"] for name, row in figures["contenders"].items()}, "features on", 2.0)
+
+
+def _best(ratio: dict[str, float], which: str, limit: float) -> Iterator[Target]:
+    found = [ratio[name] for name in PEERS if name in ratio]
+    if found:
+        yield Target(
+            f"CPU of the best of Quix, Bytewax, FastStream over ours, {which}", limit, min(found), is_floor=True
+        )
+
+
+def _memory(figures: dict[str, Any]) -> Iterator[Target]:
+    count = f"{figures['requests']:,} requests"
+    growth = figures["end_mb"] / figures["after_a_quarter_mb"]
+    yield Target(f"largest resident set, MB, {count}", 1000, figures["largest_mb"], is_floor=False)
+    yield Target(f"resident set at the end over that after a quarter, {count}", 1.05, growth, is_floor=False)
+
+
+def _latency(figures: dict[str, Any]) -> Iterator[Target]:
+    light = figures["rates"]["light"]
+    yield Target("added p50 at light load, ms", 3, light["added_p50_ms"], is_floor=False)
+    yield Target("added p99 at light load, ms", 10, light["added_p99_ms"], is_floor=False)
+
+
+def _overload(figures: dict[str, Any]) -> Iterator[Target]:
+    over = figures["overload"]
+    scored = max(over["scored_rows"], 1)
+    yield Target("goodput at 2x over the peak", 0.9, figures["goodput_share_of_peak"], is_floor=True)
+    yield Target("answered over sent at 2x", 1, over["answered"] / over["sent"], is_floor=True)
+    yield Target("rows on the device over rows scored at 2x", 1, over["device_rows"] / scored, is_floor=False)
+    yield Target("resident set at 2x, last over first", 1.05, over["rss_mb"][-1] / over["rss_mb"][0], is_floor=False)
+
+
+def _replay(figures: dict[str, Any]) -> Iterator[Target]:
+    yield Target("bit-equal rows", figures["rows"], figures["bit_equal"], is_floor=True)
+
+
+def _text(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
