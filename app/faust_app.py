@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
 import socket
-from typing import TYPE_CHECKING, Any
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import faust
 from yarl import URL
@@ -97,6 +101,8 @@ async def wait_for_broker(attempt: Callable[[], Awaitable[Any]], *, timeout_s: f
 def next_free_port(host: str, first: int) -> int:
     """The first port from ``first`` on that nobody listens on; 0 asks the system for any.
 
+    The port is bound much later, so until this process ends a lock file keeps other workers from choosing it too.
+
     Raises:
         OSError: none of the next 100 is free.
 
@@ -108,6 +114,24 @@ def next_free_port(host: str, first: int) -> int:
                 probe.bind((host, port))
             except OSError:
                 continue
-            return int(probe.getsockname()[1])
+            chosen = int(probe.getsockname()[1])
+            if _reserve(chosen):
+                return chosen
     msg = f"no free port on {host} from {first} to {first + 99}; set SLUICE_WEB__PORT"
     raise OSError(msg)
+
+
+_reserved: list[IO[bytes]] = []
+
+
+def _reserve(port: int) -> bool:
+    """Lock the port's file; the system unlocks it when the process ends, however it ends."""
+    path = Path(tempfile.gettempdir()) / f"sluice-{os.getuid()}-web-{port}.lock"
+    file = path.open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return False
+    _reserved.append(file)
+    return True

@@ -38,14 +38,14 @@ def run_worker(role: str, log_level: str) -> None:
 
 
 def calm_garbage_collector() -> None:
-    """Spare the collector what never dies, and let it run a hundred times less often.
+    """Spare the collector what never dies, and let it run far less often.
 
     A fetched record is an object that the collector tracks, so with Python's default it would walk the heap, torch's
     modules included, several times for each record batch; the records die by reference count.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(70_000, 20, 20)
+    gc.set_threshold(10_000, 20, 20)
 
 
 def logging_config(level: str) -> dict[str, Any]:
