@@ -20,12 +20,18 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from app.hold import LearnedHold
 from schemas.records import FireReason
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from numpy.typing import NDArray
+
+MAX_LATE_BATCHES = 8
+"""Late rows that one micro-batch takes along at most, in full batches: a bound on the work of one step."""
 COST_SMOOTHING = 0.2
 """Weight of the newest batch in a learned cost; about the last ten count."""
 
@@ -79,6 +85,7 @@ class _Waiting:
     segment: Hashable
     rows: int
     arrival_s: float
+    deadlines_s: NDArray[np.float64] | None
     deadline_s: float
     taken: int = 0
 
@@ -104,7 +111,7 @@ class MicroBatcher:
         >>> batcher.add("b", rows=3, now_s=0.001)
         >>> batcher.fire_reason(now_s=0.001, device_free_s=9.0).name
         'FULL'
-        >>> batcher.take()
+        >>> batcher.take(now_s=0.001)
         [Slice(segment='a', start=0, end=3), Slice(segment='b', start=0, end=1)]
         >>> batcher.waiting_rows
         2
@@ -131,7 +138,7 @@ class MicroBatcher:
         *,
         rows: int,
         now_s: float,
-        deadline_s: float = math.inf,
+        deadlines_s: NDArray[np.float64] | None = None,
         device_free_s: float = math.inf,
     ) -> None:
         """Rows that arrived now; a segment without rows still fires, alone or with others.
@@ -140,7 +147,7 @@ class MicroBatcher:
             segment: handed back by ``take``.
             rows: >= 0.
             now_s: monotonic seconds.
-            deadline_s: the earliest deadline of its rows.
+            deadlines_s: deadline of each row, infinity where there is none; None: no row has one.
             device_free_s: when the device will be free; ``now_s`` or earlier: it is.
 
         """
@@ -149,7 +156,8 @@ class MicroBatcher:
             self.hold.begin(now_s, rows=rows)
         else:
             self.hold.note(now_s, rows=rows)
-        self._waiting.append(_Waiting(segment, rows, now_s, deadline_s))
+        earliest_s = math.inf if deadlines_s is None or not rows else float(deadlines_s.min())
+        self._waiting.append(_Waiting(segment, rows, now_s, deadlines_s, earliest_s))
         self.waiting_rows += rows
 
     def fire_reason(self, *, now_s: float, device_free_s: float) -> FireReason | None:
@@ -182,18 +190,28 @@ class MicroBatcher:
         held_s = self._held_since_s + self.hold.seconds
         return min(self._waiting[0].arrival_s + self.window_s, self._latest_start_s(), held_s)
 
-    def take(self) -> list[Slice]:
-        """The oldest rows, at most ``max_batch_size``, in order of arrival."""
-        room = self.max_batch_size
+    def time_to_answer_s(self) -> float:
+        """What a micro-batch that fires now will take until its answers are handed over."""
+        return self.answer.of(min(self.waiting_rows, self.max_batch_size))
+
+    def take(self, *, now_s: float) -> list[Slice]:
+        """The oldest rows in order of arrival: at most ``max_batch_size`` that can still be answered in time.
+
+        Rows that cannot come along and take no place, since they will not go to the device: behind a backlog of them
+        the device would otherwise get batches of nothing.
+        """
+        in_time_s = now_s + self.time_to_answer_s()
+        room, extra = self.max_batch_size, MAX_LATE_BATCHES * self.max_batch_size
         slices: list[Slice] = []
         while self._waiting:
             first = self._waiting[0]
-            rows = min(first.rows - first.taken, room)
+            rows, alive = _fitting(first, room, extra, in_time_s)
             if first.rows and not rows:
                 break
             slices.append(Slice(first.segment, first.taken, first.taken + rows))
             first.taken += rows
-            room -= rows
+            room -= alive
+            extra -= rows - alive
             self.waiting_rows -= rows
             if first.taken == first.rows:
                 self._waiting.popleft()
@@ -209,7 +227,19 @@ class MicroBatcher:
         return slices
 
     def _latest_start_s(self) -> float:
-        return min(w.deadline_s for w in self._waiting) - self.answer.of(min(self.waiting_rows, self.max_batch_size))
+        return min(w.deadline_s for w in self._waiting) - self.time_to_answer_s()
+
+
+def _fitting(waiting: _Waiting, room: int, extra: int, in_time_s: float) -> tuple[int, int]:
+    """How many of a segment's next rows fit, and how many of these can be answered in time."""
+    left = waiting.rows - waiting.taken
+    if waiting.deadlines_s is None or waiting.deadline_s > in_time_s:
+        rows = min(left, room)
+        return rows, rows
+    alive = np.cumsum(waiting.deadlines_s[waiting.taken :] > in_time_s)
+    late = np.arange(1, left + 1) - alive
+    rows = int(np.count_nonzero((alive <= room) & (late <= extra)))
+    return rows, int(alive[rows - 1]) if rows else 0
 
 
 def _bucket(rows: int) -> int:

@@ -116,14 +116,14 @@ class MicroBatch:
             self.lookup = self.lookup.take(kept)
 
 
-def form(slices: Sequence[Slice], reason: FireReason, *, now_s: float, now_ms: int) -> MicroBatch:
-    """The micro-batch of some slices; requests past their deadline become EXPIRED here, before they cost anything.
+def form(slices: Sequence[Slice], reason: FireReason, *, now_s: float, in_time_ms: int) -> MicroBatch:
+    """The micro-batch of some slices; requests that cannot meet their deadline become EXPIRED here, at no cost.
 
     Args:
         slices: of ``Requests``, as the batcher gives them; at least one.
         reason: why it fires.
         now_s: monotonic seconds.
-        now_ms: unix milliseconds, for deadlines.
+        in_time_ms: unix milliseconds; a deadline up to this cannot be met.
 
     """
     parts = [part_of(piece) for piece in slices]
@@ -152,14 +152,14 @@ def form(slices: Sequence[Slice], reason: FireReason, *, now_s: float, now_ms: i
     live = np.flatnonzero(status == Status.OK)
     if len(live) < len(status):
         batch._keep(live)  # noqa: SLF001 - the constructor of this module
-    expire(batch, now_ms)
+    expire(batch, in_time_ms)
     return batch
 
 
-def expire(batch: MicroBatch, now_ms: int) -> None:
-    """Answer live rows whose deadline has passed with EXPIRED."""
-    late = batch.deadline_ms[batch.live] <= now_ms
-    batch.drop(late, Status.EXPIRED, Fault("queue", "Expired", "its deadline has passed"))
+def expire(batch: MicroBatch, in_time_ms: int) -> None:
+    """Answer live rows with EXPIRED whose deadline is not after ``in_time_ms``, unix milliseconds."""
+    late = batch.deadline_ms[batch.live] <= in_time_ms
+    batch.drop(late, Status.EXPIRED, Fault("queue", "Expired", "it could not be answered before its deadline"))
 
 
 def part_of(piece: Slice) -> Part:

@@ -26,10 +26,13 @@ from app.answers import STAGES, AnswerWriter, Timings
 from app.compute import compute
 from app.errors import DeliveryError
 from app.microbatch import MicroBatch, expire, form, part_of
+from app.requests import NO_DEADLINE
 from schemas.records import FireReason, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from app.batcher import MicroBatcher
     from app.ledger import Ledger
@@ -127,22 +130,25 @@ class ScoringPipeline:
             msg = f"the pipeline has stopped: {self.failure!r}"
             raise DeliveryError(msg)
         requests = self._accepted(batch)
-        deadline_s = math.inf
-        if batch.headers and len(requests):
-            deadline_s = requests.decoded_s + float(requests.deadline_ms.min()) / 1000 - self._wall_s()
         self._unanswered += batch.next_offset - batch.start_offset
         self._quiet.clear()
         self._batcher.add(
             requests,
             rows=len(requests),
             now_s=requests.decoded_s,
-            deadline_s=deadline_s,
+            deadlines_s=self._deadlines_s(requests) if batch.headers else None,
             device_free_s=self._device_free_s,
         )
         self._arrived.set()
         if self._batcher.waiting_rows >= self._max_queued_rows:
             self._room.clear()
             await self._room.wait()
+
+    def _deadlines_s(self, requests: Requests) -> NDArray[np.float64]:
+        """Deadlines on the monotonic clock."""
+        offset_s = self._now_s() - self._wall_s()
+        deadlines = requests.deadline_ms / 1000 + offset_s
+        return np.where(requests.deadline_ms == NO_DEADLINE, math.inf, deadlines)
 
     def _accepted(self, batch: RecordBatch) -> Requests:
         """The batch decoded and entered into the ledger.
@@ -213,7 +219,9 @@ class ScoringPipeline:
     async def _form(self) -> None:
         while True:
             reason = await self._fire()
-            batch = form(self._batcher.take(), reason, now_s=self._now_s(), now_ms=int(self._wall_s() * 1000))
+            now_s = self._now_s()
+            in_time_ms = int((self._wall_s() + self._batcher.time_to_answer_s()) * 1000)
+            batch = form(self._batcher.take(now_s=now_s), reason, now_s=now_s, in_time_ms=in_time_ms)
             self._count_consumed(batch)
             if self._batcher.waiting_rows < self._max_queued_rows:
                 self._room.set()
@@ -246,9 +254,10 @@ class ScoringPipeline:
         loop = asyncio.get_running_loop()
         while True:
             batch = await self._compute_queue.get()
-            expire(batch, int(self._wall_s() * 1000))
+            run_s = self._batcher.run.of(len(batch.live))
+            expire(batch, int((self._wall_s() + run_s) * 1000))
             started_s = batch.marks_s["start"] = self._now_s()
-            self._device_free_s = started_s + self._batcher.run.of(len(batch.live))
+            self._device_free_s = started_s + run_s
             self._arrived.set()  # there is room for one micro-batch ahead
             await loop.run_in_executor(self._thread, compute, batch, self._model)
             self._device_free_s = self._now_s()

@@ -77,10 +77,10 @@ def run_learned(arrivals: NDArray[np.float64], device: Device) -> Outcome:
     while done < len(arrivals):
         while i < len(arrivals) and arrivals[i] <= now_s:
             at_s = float(arrivals[i])
-            batcher.add(i, rows=1, now_s=at_s, deadline_s=at_s + DEADLINE_S, device_free_s=free_s)
+            batcher.add(i, rows=1, now_s=at_s, deadlines_s=np.array([at_s + DEADLINE_S]), device_free_s=free_s)
             i += 1
         if now_s >= free_s and batcher.fire_reason(now_s=now_s, device_free_s=free_s) is not None:
-            rows = len(batcher.take())
+            rows = len(batcher.take(now_s=now_s))
             run_s = device.run_s(rows)
             free_s = now_s + run_s
             batcher.run.learn(rows, run_s)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batcher import COST_SMOOTHING, LearnedCost, MicroBatcher, Slice
+from app.batcher import COST_SMOOTHING, MAX_LATE_BATCHES, LearnedCost, MicroBatcher, Slice
 from schemas.records import FireReason
 
 FREE, BUSY_S = -math.inf, 99.0
@@ -25,12 +26,12 @@ def test_nothing_waits_nothing_fires(batcher: MicroBatcher) -> None:
     """Without rows an idle device gets nothing, and there is no time to wake at."""
     assert batcher.fire_reason(now_s=9.0, device_free_s=FREE) is None
     assert batcher.wake_at_s(now_s=9.0, device_free_s=FREE) == math.inf
-    assert batcher.take() == []
+    assert batcher.take(now_s=0.0) == []
 
 
 def test_a_full_batch_fires_at_once(batcher: MicroBatcher) -> None:
     """``max_batch_size`` rows fire whatever the device does, and before every other rule."""
-    batcher.add("a", rows=4, now_s=1.0, deadline_s=0.0)
+    batcher.add("a", rows=4, now_s=1.0, deadlines_s=np.zeros(4))
     assert batcher.fire_reason(now_s=1.0, device_free_s=FREE) is FireReason.FULL
     assert batcher.fire_reason(now_s=1.0, device_free_s=BUSY_S) is FireReason.FULL
 
@@ -39,7 +40,7 @@ def test_the_earliest_deadline_fires_in_time_for_the_learned_cost(batcher: Micro
     """A batch fires when what it will take is all that is left until the earliest deadline, the device busy or not."""
     batcher.answer.learn(2, 0.002)
     batcher.add("a", rows=1, now_s=1.0)
-    batcher.add("b", rows=1, now_s=1.0, deadline_s=1.004)
+    batcher.add("b", rows=1, now_s=1.0, deadlines_s=np.array([1.004]))
     assert batcher.wake_at_s(now_s=1.0, device_free_s=BUSY_S) == pytest.approx(1.002)
     assert batcher.fire_reason(now_s=1.0019, device_free_s=BUSY_S) is None
     assert batcher.fire_reason(now_s=1.0021, device_free_s=BUSY_S) is FireReason.DEADLINE
@@ -77,7 +78,7 @@ def test_a_learned_hold_keeps_the_first_row_of_a_quiet_spell(batcher: MicroBatch
     assert batcher.fire_reason(now_s=1.0019, device_free_s=FREE) is None
     assert batcher.wake_at_s(now_s=1.0019, device_free_s=FREE) == pytest.approx(1.002)
     assert batcher.fire_reason(now_s=1.0021, device_free_s=FREE) is FireReason.IDLE
-    batcher.take()
+    batcher.take(now_s=0.0)
     batcher.add("b", rows=1, now_s=1.003, device_free_s=1.0031)
     assert batcher.fire_reason(now_s=1.0032, device_free_s=1.0031) is FireReason.IDLE
 
@@ -89,15 +90,15 @@ def test_rows_one_by_one_are_never_held() -> None:
     for second in range(20):
         batcher.add("a", rows=1, now_s=float(second), device_free_s=FREE)
         assert batcher.fire_reason(now_s=float(second), device_free_s=FREE) is FireReason.IDLE
-        batcher.take()
+        batcher.take(now_s=0.0)
 
 
 def test_a_segment_without_rows_is_handed_out(batcher: MicroBatcher) -> None:
     """Dead letters alone make a segment of no rows: it fires too, and once."""
     batcher.add("dead", rows=0, now_s=1.0)
     assert batcher.fire_reason(now_s=1.0, device_free_s=FREE) is FireReason.IDLE
-    assert batcher.take() == [Slice("dead", 0, 0)]
-    assert batcher.take() == []
+    assert batcher.take(now_s=0.0) == [Slice("dead", 0, 0)]
+    assert batcher.take(now_s=0.0) == []
 
 
 def test_a_learned_cost_follows_the_newest_batches() -> None:
@@ -121,7 +122,7 @@ def test_waking_at_the_named_time_finds_a_reason() -> None:
         batcher = MicroBatcher(max_batch_size=4, window_s=0.005)
         batcher.prepare.learn(1, prepare_s)
         batcher.hold.seconds = hold_s
-        batcher.add("a", rows=rows, now_s=0.0, deadline_s=deadline_s, device_free_s=free_s)
+        batcher.add("a", rows=rows, now_s=0.0, deadlines_s=np.full(rows, deadline_s), device_free_s=free_s)
         now_s = 0.0
         for _ in range(5):
             if batcher.fire_reason(now_s=now_s, device_free_s=free_s) is not None:
@@ -144,7 +145,7 @@ def test_take_conserves_rows_and_order(sizes: list[int], max_batch_size: int, da
     seen: list[int] = []
 
     def take() -> None:
-        slices = batcher.take()
+        slices = batcher.take(now_s=0.0)
         assert sum(map(len, slices)) <= max_batch_size
         for part in slices:
             assert isinstance(part.segment, int)
@@ -161,3 +162,21 @@ def test_take_conserves_rows_and_order(sizes: list[int], max_batch_size: int, da
     assert out == expected
     assert set(seen) == set(range(len(sizes))), "a segment without rows is handed out as well"
     assert batcher.waiting_rows == 0
+
+
+def test_late_rows_take_no_place() -> None:
+    """Rows that cannot be answered in time come along, so that the device gets a full batch of those that can."""
+    batcher = MicroBatcher(max_batch_size=4, window_s=0.005)
+    batcher.answer.learn(4, 0.010)
+    deadlines = np.array([1.0, 1.005, 1.02, 1.0, 1.03, 1.04, 1.05, 1.06, 1.07])
+    batcher.add("a", rows=9, now_s=0.9, deadlines_s=deadlines)
+    assert batcher.take(now_s=1.0) == [Slice("a", 0, 7)]
+    assert batcher.take(now_s=1.0) == [Slice("a", 7, 9)]
+
+
+def test_late_rows_of_one_step_are_bounded() -> None:
+    """A backlog of rows that are all too late is answered in steps, not at once."""
+    batcher = MicroBatcher(max_batch_size=4, window_s=0.005)
+    batcher.add("a", rows=100, now_s=0.0, deadlines_s=np.zeros(100))
+    assert batcher.take(now_s=1.0) == [Slice("a", 0, 4 * MAX_LATE_BATCHES)]
+    assert batcher.waiting_rows == 100 - 4 * MAX_LATE_BATCHES

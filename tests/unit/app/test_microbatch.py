@@ -43,7 +43,7 @@ def decode(decoder: RequestDecoder) -> Decode:
 
 
 def _form(*slices: Slice, now_ms: int = 0) -> MicroBatch:
-    return form(slices, FireReason.FULL, now_s=5.0, now_ms=now_ms)
+    return form(slices, FireReason.FULL, now_s=5.0, in_time_ms=now_ms)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -104,7 +104,7 @@ def test_requests_past_their_deadline_expire_before_they_cost_anything(decode: D
     batch = _form(Slice(decode("gggi", deadlines="50 51 - 50"), 0, 4), now_ms=50)
     assert batch.status.tolist() == [Status.EXPIRED, Status.OK, Status.OK, Status.INVALID]
     assert batch.live.tolist() == [1, 2]
-    assert batch.faults[0] == Fault("queue", "Expired", "its deadline has passed")
+    assert batch.faults[0] == Fault("queue", "Expired", "it could not be answered before its deadline")
     assert batch.faults[3].error_class == "MissingFeature"
     expire(batch, 51)
     assert batch.status.tolist() == [Status.EXPIRED, Status.EXPIRED, Status.OK, Status.INVALID]
