@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from app.microbatch import MicroBatch, Part
     from app.models.bundle import Bundle
     from app.requests import Fault
-    from schemas.records import Headers
 
 STAGES = ("ingest", "queue", "features", "preprocess", "inference", "postprocess", "emit")
 INT32_MAX = 2**31 - 1
@@ -55,7 +54,7 @@ class Outbox:
     partition: int
     keys: list[bytes | None]
     values: Sequence[bytes | None]
-    headers: list[Headers]
+    headers: Sequence[Sequence[tuple[str, bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,15 +291,15 @@ def _reasons(faults: dict[int, Fault], count: int) -> Column:
     return TextColumn.from_values(texts)
 
 
-def _answer_headers(part: Part) -> list[Headers]:
-    """``x-src`` of each row, after the headers that are handed on."""
+def _answer_headers(part: Part) -> list[list[tuple[str, bytes]]]:
+    """``x-src`` of each row, after the headers that are handed on; lists, because Kafka's C builder takes no tuples."""
     raw = part.requests.batch
     places = part.requests.rows[part.start : part.end]
     stem = source_mark(raw.topic, raw.partition, 0).rsplit(b":", 2)[0]
-    marks = [(("x-src", b"%b:%d:0" % (stem, offset)),) for offset in raw.offsets[places].tolist()]
+    marks = [[("x-src", b"%b:%d:0" % (stem, offset))] for offset in raw.offsets[places].tolist()]
     if not raw.headers:
-        return list(marks)
-    return [own_headers(raw.headers[place]) + mark for place, mark in zip(places.tolist(), marks, strict=True)]
+        return marks
+    return [[*own_headers(raw.headers[place]), *mark] for place, mark in zip(places.tolist(), marks, strict=True)]
 
 
 def _int32(values: NDArray[np.int64]) -> NumberColumn:

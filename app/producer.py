@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from app.settings import KafkaSettings
-    from schemas.records import Headers
+
+    RowHeaders = Sequence[Sequence[tuple[str, bytes]]]
 
 MAX_WAITING_BYTES = 64 * 2**20
 """What may wait in memory for the brokers; beyond it ``send`` waits, so that a slow broker slows the input down."""
@@ -33,7 +34,7 @@ class _Parcel:
 
     keys: list[bytes | None]
     values: Sequence[bytes | None]
-    headers: list[Headers] | None
+    headers: RowHeaders | None
     future: asyncio.Future[None]
     size_bytes: int
 
@@ -94,7 +95,7 @@ class OutputProducer:
         partition: int,
         keys: list[bytes | None],
         values: Sequence[bytes | None],
-        headers: list[Headers] | None = None,
+        headers: RowHeaders | None = None,
     ) -> asyncio.Future[None]:
         """Hand records over; waits only while too many bytes wait for the brokers.
 
@@ -190,7 +191,7 @@ def _take_parcels(queue: deque[_Parcel], batch_bytes: int) -> list[_Parcel]:
     return taken
 
 
-def _joined(parcels: list[_Parcel]) -> tuple[list[bytes | None], Sequence[bytes | None], list[Headers] | None]:
+def _joined(parcels: list[_Parcel]) -> tuple[list[bytes | None], Sequence[bytes | None], RowHeaders | None]:
     if len(parcels) == 1:
         return parcels[0].keys, parcels[0].values, parcels[0].headers
     keys = [key for p in parcels for key in p.keys]

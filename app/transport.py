@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import faust
@@ -133,18 +134,18 @@ def append_records(
     Skips aiokafka's Python wrapper around its C builder, which costs more than the C code itself.
     """
     append = builder._builder.append  # noqa: SLF001
-    position = start
     none: list[tuple[str, bytes]] = []
-    for position in range(start, len(values)):
-        relative = position - start
-        row_headers = none if headers is None else list(headers[position])  # the C builder takes lists only
-        if append(relative, timestamp_ms, keys[position], values[position], row_headers) is None:
+    given = headers or repeat(none)
+    rows = zip(islice(keys, start, None), islice(values, start, None), islice(given, start, None), strict=False)
+    count = 0
+    for key, value, row_headers in rows:
+        own = row_headers if row_headers.__class__ is list else list(row_headers)  # the C builder takes lists only
+        if append(count, timestamp_ms, key, value, own) is None:
             break
-    else:
-        position = len(values)
-    builder._relative_offset = position - start  # noqa: SLF001
+        count += 1
+    builder._relative_offset = count  # noqa: SLF001
     builder.close()
-    return position
+    return start + count
 
 
 async def _fetched(
@@ -209,13 +210,15 @@ def _drain(result: FetchResult, max_records: int) -> list[RecordBatch]:
     if not records:
         return []
     headers = [r.headers for r in records]
+    first, last = records[0].offset, records[-1].offset
+    is_dense = last - first + 1 == len(records)  # not compacted: no need to ask each record
     return [
         RecordBatch(
             topic=tp.topic,
             partition=tp.partition,
             start_offset=start,
             next_offset=next_offset,
-            offsets=np.array([r.offset for r in records], dtype=np.int64),
+            offsets=np.arange(first, last + 1) if is_dense else np.array([r.offset for r in records], dtype=np.int64),
             timestamps_ms=np.array([r.timestamp for r in records], dtype=np.int64),
             keys=[r.key for r in records],
             values=[r.value for r in records],
