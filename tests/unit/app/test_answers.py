@@ -207,7 +207,7 @@ async def test_answers_go_where_their_request_came_from(line: Line) -> None:
     marks = [dict(headers)["x-src"] for headers in scores.headers]
     assert [parse_source_mark(mark) for mark in marks] == [(TOPIC, 2, offset, 0) for offset in (50, 56, 59)]
     assert predictions.headers == [scores.headers[0], scores.headers[2]]
-    assert scores.headers[0][:-1] == (("traceparent", b"00-ab-cd-01"), ("x-request-id", b"q"))
+    assert scores.headers[0][:-1] == [("traceparent", b"00-ab-cd-01"), ("x-request-id", b"q")]
 
 
 async def test_dead_letters_are_the_original_bytes(line: Line) -> None:
