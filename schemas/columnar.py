@@ -9,6 +9,7 @@ import numpy as np
 
 from schemas.avro_plan import Record, SchemaNotSupported, parse
 from schemas.avro_resolve import resolve
+from schemas.avro_scalar import write_value
 from schemas.byte_ranges import PAD_BYTES, starts_of
 from schemas.columnar_decode import blank_column, decode_batch, is_vectorised, reader_of
 from schemas.columnar_encode import encode_batch
@@ -47,6 +48,10 @@ __all__ = [
     "concat",
     "to_python",
 ]
+
+
+SCALAR_ROWS = 8
+"""Up to so many rows are written value by value: a walk over columns costs as much for one row as for a thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +173,35 @@ class Encoder:
             ValueError: a column is missing, of the wrong type or length, or holds a value that the schema cannot;
                 names the field's path.
 
-        Cost: about 0.5 us a row for a score; about 0.3 ms a batch.
+        Cost: about 0.5 us a row for a score, 0.3 ms a batch; up to ``SCALAR_ROWS`` rows 25 us a row and 25 a batch.
 
         """
+        if 0 < columns.count <= SCALAR_ROWS and _has_rows(columns, columns.count):
+            try:
+                return [_written(self._shape, row, prefix) for row in to_python(columns)]
+            except (ValueError, LookupError, TypeError, AttributeError):
+                pass  # the columns do not fit: the walk over columns says which, in its own words
         return encode_batch(self._shape, columns, prefix)
+
+
+def _has_rows(column: Column, count: int) -> bool:
+    """Whether a column and all below it have the rows that they should have."""
+    valid = getattr(column, "valid", None)
+    if len(column) != count or (valid is not None and len(valid) != count):
+        return False
+    if isinstance(column, RecordColumn):
+        return all(_has_rows(field, count) for field in column.fields.values())
+    if isinstance(column, NumberColumn | EnumColumn | Constant | ObjectColumn):
+        return True
+    if isinstance(column, TextColumn):
+        return len(column.lengths) == count
+    ends = column.offsets
+    items = [column.keys, column.values] if isinstance(column, MapColumn) else [column.items]
+    sound = bool(ends[0] == 0 and np.all(np.diff(ends) >= 0))
+    return sound and all(_has_rows(item, int(ends[-1])) for item in items)
+
+
+def _written(shape: Record, row: dict[str, Any], prefix: bytes) -> bytes:
+    out = bytearray(prefix)
+    write_value(shape, row, out, "")
+    return bytes(out)
