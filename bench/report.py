@@ -91,6 +91,8 @@ def _overload(figures: dict[str, Any]) -> list[str]:
         f"Hidden layers {figures['hidden']}, capacity {figures['capacity_per_s']:,}/s,",
         f"deadline {figures['deadline_ms']} ms. Goodput at twice the capacity:",
         f"{figures['goodput_share_of_peak']:.1%} of the peak. Resident set {over['rss_mb']} MB.",
+        f"The peak is {figures['peak_goodput_per_s'] / figures['capacity_per_s']:.1%} of the capacity:",
+        "where that is low, the share of the peak says little.",
         "",
         *_table(
             (
