@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,20 +37,24 @@ log = logging.getLogger(__name__)
 MONITOR_TICK_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerParts:
+    """What every worker is made of; the composition root puts them together."""
+
+    app: SluiceApp
+    settings: Settings
+    producer: OutputProducer
+    committer: Committer
+    stats: WorkerStats
+    ledger: Ledger
+
+
 class WorkerLife(ABC):
     """What both roles do alike; a role adds its own steps."""
 
-    def __init__(
-        self,
-        app: SluiceApp,
-        settings: Settings,
-        producer: OutputProducer,
-        committer: Committer,
-        stats: WorkerStats,
-        ledger: Ledger,
-    ) -> None:
-        self.app, self.settings, self.producer = app, settings, producer
-        self.committer, self.stats, self.ledger = committer, stats, ledger
+    def __init__(self, parts: WorkerParts) -> None:
+        self.app, self.settings, self.producer = parts.app, parts.settings, parts.producer
+        self.committer, self.stats, self.ledger = parts.committer, parts.stats, parts.ledger
         self._tasks: list[asyncio.Task[None]] = []
 
     async def prepare(self) -> None:
@@ -112,18 +117,8 @@ class WorkerLife(ABC):
 class ScoringLife(WorkerLife):
     """The scoring worker."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the composition root hands over every part once
-        self,
-        app: SluiceApp,
-        settings: Settings,
-        producer: OutputProducer,
-        committer: Committer,
-        stats: WorkerStats,
-        ledger: Ledger,
-        pipeline: ScoringPipeline,
-        store: RedisFeatureStore,
-    ) -> None:
-        super().__init__(app, settings, producer, committer, stats, ledger)
+    def __init__(self, parts: WorkerParts, pipeline: ScoringPipeline, store: RedisFeatureStore) -> None:
+        super().__init__(parts)
         self._pipeline, self._store = pipeline, store
 
     async def open(self) -> None:
@@ -149,18 +144,8 @@ class ScoringLife(WorkerLife):
 class MonitorLife(WorkerLife):
     """The monitor worker."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the composition root hands over every part once
-        self,
-        app: SluiceApp,
-        settings: Settings,
-        producer: OutputProducer,
-        committer: Committer,
-        stats: WorkerStats,
-        ledger: Ledger,
-        monitor: OutcomeMonitor,
-        metrics: Metrics,
-    ) -> None:
-        super().__init__(app, settings, producer, committer, stats, ledger)
+    def __init__(self, parts: WorkerParts, monitor: OutcomeMonitor, metrics: Metrics) -> None:
+        super().__init__(parts)
         self._monitor, self._metrics = monitor, metrics
         self._owned: set[int] = set()
 

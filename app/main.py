@@ -16,7 +16,7 @@ from faust.exceptions import ConsumerNotStarted
 
 from agents import scoring as scoring_agent
 from agents import topics
-from agents.life import MonitorLife, ScoringLife, WorkerLife
+from agents.life import MonitorLife, ScoringLife, WorkerLife, WorkerParts
 from agents.worker_stats import WorkerIdentity, WorkerStats
 from app.answers import AnswerWriter, OutputTopics
 from app.batcher import MicroBatcher
@@ -102,7 +102,7 @@ def build_scoring(settings: Settings) -> SluiceApp:
     stats = _attach_views(
         app, settings, "scoring", book=book, producer=producer, figures=metrics.snapshot, metrics=metrics, health=health
     )
-    _attach_life(app, ScoringLife(app, settings, producer, committer, stats, ledger, pipeline, store))
+    _attach_life(app, ScoringLife(WorkerParts(app, settings, producer, committer, stats, ledger), pipeline, store))
     return app
 
 
@@ -224,7 +224,7 @@ def build_monitor(settings: Settings) -> SluiceApp:
     stats = _attach_views(
         app, settings, "monitor", book=book, producer=producer, figures=monitor.snapshot, metrics=metrics, health=health
     )
-    _attach_life(app, MonitorLife(app, settings, producer, committer, stats, ledger, monitor, metrics))
+    _attach_life(app, MonitorLife(WorkerParts(app, settings, producer, committer, stats, ledger), monitor, metrics))
     return app
 
 

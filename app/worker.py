@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging.config
+import sys
 from typing import Any
 
 import mode.loop
@@ -14,6 +15,9 @@ import faust  # noqa: E402
 
 from app import main  # noqa: E402
 from app.settings import load_settings  # noqa: E402
+
+SWITCH_INTERVAL_S = 0.0005
+"""Python's 5 ms would let the compute thread wait that long for the event loop, more than most models run."""
 
 
 def run_worker(role: str, log_level: str) -> None:
@@ -32,6 +36,7 @@ def run_worker(role: str, log_level: str) -> None:
     builders = {"scoring": main.build_scoring, "monitor": main.build_monitor}
     app = builders[role](load_settings())
     calm_garbage_collector()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     faust.Worker(
         app, loglevel=log_level.upper(), logging_config=config, redirect_stdouts=False, quiet=True
     ).execute_from_commandline()
