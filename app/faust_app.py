@@ -9,7 +9,7 @@ import os
 import socket
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import faust
 from yarl import URL
@@ -121,17 +121,13 @@ def next_free_port(host: str, first: int) -> int:
     raise OSError(msg)
 
 
-_reserved: list[IO[bytes]] = []
-
-
 def _reserve(port: int) -> bool:
-    """Lock the port's file; the system unlocks it when the process ends, however it ends."""
+    """Lock the port's file; it stays open, and the system unlocks it when the process ends, however it ends."""
     path = Path(tempfile.gettempdir()) / f"sluice-{os.getuid()}-web-{port}.lock"
-    file = path.open("wb")
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.close()
+        os.close(file)
         return False
-    _reserved.append(file)
     return True

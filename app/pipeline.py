@@ -1,8 +1,8 @@
 """The hot path: record batches in, acknowledged answers out, micro-batches overlapping.
 
-``submit`` decodes and queues; then three stages run at once, each on another micro-batch:
+``submit`` queues; then three stages run at once, each on another micro-batch:
 
-    form      batcher fires -> rows of several partitions -> features (one round trip)
+    form      batcher fires -> records of several partitions, decoded together -> features (one round trip)
     compute   preprocess, infer, calibrate, decide: on the device's own thread
     emit      encode, hand to the producer; the ledger learns of the acknowledgement later
 
@@ -25,8 +25,9 @@ import numpy as np
 from app.answers import STAGES, AnswerWriter, Timings
 from app.compute import compute
 from app.errors import DeliveryError
-from app.microbatch import MicroBatch, expire, form, part_of
-from app.requests import NO_DEADLINE
+from app.intake import Segment, decode_slices, offsets_left
+from app.microbatch import MicroBatch, expire, form
+from app.requests import NO_DEADLINE, deadlines_ms
 from schemas.records import FireReason, Status
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from app.metrics import Metrics
     from app.models.runtime import ScoringModel
     from app.producer import OutputProducer
-    from app.requests import RequestDecoder, Requests
+    from app.requests import RequestDecoder
     from schemas.records import RecordBatch
 
 log = logging.getLogger(__name__)
@@ -129,14 +130,14 @@ class ScoringPipeline:
         if self.failure is not None:
             msg = f"the pipeline has stopped: {self.failure!r}"
             raise DeliveryError(msg)
-        requests = self._accepted(batch)
+        self._accept(batch)
         self._unanswered += batch.next_offset - batch.start_offset
         self._quiet.clear()
         self._batcher.add(
-            requests,
-            rows=len(requests),
-            now_s=requests.decoded_s,
-            deadlines_s=self._deadlines_s(requests) if batch.headers else None,
+            Segment(batch),
+            rows=len(batch),
+            now_s=self._now_s(),
+            deadlines_s=self._deadlines_s(batch) if batch.headers else None,
             device_free_s=self._device_free_s,
         )
         self._arrived.set()
@@ -144,30 +145,28 @@ class ScoringPipeline:
             self._room.clear()
             await self._room.wait()
 
-    def _deadlines_s(self, requests: Requests) -> NDArray[np.float64]:
-        """Deadlines on the monotonic clock."""
+    def _deadlines_s(self, batch: RecordBatch) -> NDArray[np.float64] | None:
+        """Deadlines on the monotonic clock; None when no record has one."""
+        deadlines = deadlines_ms(batch)
+        if (deadlines == NO_DEADLINE).all():
+            return None
         offset_s = self._now_s() - self._wall_s()
-        deadlines = requests.deadline_ms / 1000 + offset_s
-        return np.where(requests.deadline_ms == NO_DEADLINE, math.inf, deadlines)
+        return np.where(deadlines == NO_DEADLINE, math.inf, deadlines / 1000 + offset_s)
 
-    def _accepted(self, batch: RecordBatch) -> Requests:
-        """The batch decoded and entered into the ledger.
+    def _accept(self, batch: RecordBatch) -> None:
+        """Enter the batch into the ledger.
 
         Raises:
-            DeliveryError: neither may fail whatever a record holds; should it, a later batch would count as answered
-                past this one, so the pipeline ends.
+            DeliveryError: it may not fail; should it, a later batch would count as answered past this one, so the
+                pipeline ends.
 
         """
         try:
-            requests = self._decoder.decode(batch)
             self.ledger.deliver((batch.topic, batch.partition), batch.start_offset, batch.next_offset)
         except Exception as exc:
             self._fail(exc)
             msg = f"the pipeline has stopped: {exc!r}"
             raise DeliveryError(msg) from exc
-        requests.arrived_s = batch.received_s
-        requests.decoded_s = self._now_s()
-        return requests
 
     async def drain(self, timeout_s: float) -> bool:
         """Fire what waits and wait until all is answered; False when the time was too short."""
@@ -189,8 +188,7 @@ class ScoringPipeline:
         model delays neither a rebalance nor a stop.
         """
         for piece in self._batcher.give_back():
-            part = part_of(piece)
-            self._unanswered -= part.next_offset - part.first_offset
+            self._unanswered -= offsets_left(piece)
         self._room.set()
         if not self._unanswered:
             self._quiet.set()
@@ -221,10 +219,14 @@ class ScoringPipeline:
             reason = await self._fire()
             now_s = self._now_s()
             in_time_ms = int((self._wall_s() + self._batcher.time_to_answer_s()) * 1000)
-            batch = form(self._batcher.take(now_s=now_s), reason, now_s=now_s, in_time_ms=in_time_ms)
-            self._count_consumed(batch)
+            slices = decode_slices(self._batcher.take(now_s=now_s), self._decoder)
             if self._batcher.waiting_rows < self._max_queued_rows:
                 self._room.set()
+            if not slices:
+                continue
+            batch = form(slices, reason, now_s=now_s, in_time_ms=in_time_ms)
+            batch.marks_s["ingest"] = self._now_s()
+            self._count_consumed(batch)
             if self._lookup.is_needed and len(batch.live):
                 batch.lookup = await self._lookup.fetch(batch.features, batch.event_time_us[batch.live])
                 if batch.lookup.error is not None:
@@ -327,18 +329,17 @@ class ScoringPipeline:
     def _timings(self, batch: MicroBatch, now_s: float) -> Timings:
         """Stages in micros, so that they add up: what no other stage claims is queueing."""
         count = len(batch)
-        arrived = np.concatenate([np.full(len(p), p.requests.arrived_s) for p in batch.parts])
-        decoded = np.concatenate([np.full(len(p), p.requests.decoded_s) for p in batch.parts])
+        arrived = np.concatenate([np.full(len(p), p.requests.batch.received_s) for p in batch.parts])
         marks = batch.marks_s
         spans = {
-            "features": marks["features"] - batch.fired_s,
+            "ingest": marks["ingest"] - batch.fired_s,
+            "features": marks["features"] - marks["ingest"],
             "preprocess": marks["preprocess"] - marks["start"],
             "inference": marks["inference"] - marks["preprocess"],
             "postprocess": marks["postprocess"] - marks["inference"],
             "emit": now_s - marks["postprocess"],
         }
         stages = {name: np.full(count, _us(span)) for name, span in spans.items()}
-        stages["ingest"] = np.maximum(((decoded - arrived) * 1e6).astype(np.int64), 0)
         total = np.maximum(((now_s - arrived) * 1e6).astype(np.int64), 0)
         stages["queue"] = np.maximum(total - sum(stages.values()), 0)
         return Timings({name: stages[name] for name in STAGES}, np.sum([stages[n] for n in STAGES], axis=0))

@@ -6,13 +6,14 @@ Several schema versions may share a batch: each id is resolved once into a plan,
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from schemas.columns import Column, EnumColumn, NumberColumn, RecordColumn, TextColumn, concat
-from schemas.records import Status
+from schemas.records import RecordBatch, Status
 from schemas.wire import HEADER_BYTES, NOT_FRAMED, schema_ids
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from app.models.spec import Feature, ModelSpec
     from schemas.columnar import Decoder
-    from schemas.records import Headers, RecordBatch
+    from schemas.records import Headers
     from schemas.registry import SchemaBook
 
 NO_DEADLINE = np.iinfo(np.int64).max
@@ -60,8 +61,6 @@ class Requests:
         faults: request row to why it is not OK.
         dead: batch row to why it is a dead letter.
         deadline_ms: shape (n,), unix ms; ``NO_DEADLINE`` where there is none.
-        arrived_s: monotonic seconds at which the transport handed the batch over.
-        decoded_s: monotonic seconds at which it was decoded.
 
     """
 
@@ -75,8 +74,6 @@ class Requests:
     faults: dict[int, Fault] = field(default_factory=dict)
     dead: dict[int, Fault] = field(default_factory=dict)
     deadline_ms: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    arrived_s: float = 0.0
-    decoded_s: float = 0.0
 
     def __len__(self) -> int:
         """Number of decodable requests."""
@@ -135,6 +132,20 @@ class RequestDecoder:
             return self._assembled(batch, np.zeros(0, np.int64), [], dead)
         order = np.argsort(np.concatenate([rows for rows, _, _ in groups]), kind="stable")
         return self._assembled(batch, order, groups, dead)
+
+    def decode_together(self, batches: Sequence[RecordBatch]) -> list[Requests]:
+        """The same as decoding one after the other, at about the price of one.
+
+        A walk over columns costs as much for one row as for a thousand, and at moderate load a fetch brings a row or
+        two for each partition.
+        """
+        if len(batches) == 1:
+            return [self.decode(batches[0])]
+        whole = self.decode(_merged(batches))
+        edges = np.cumsum([0, *(len(batch) for batch in batches)])
+        rows = np.searchsorted(whole.rows, edges).tolist()
+        starts = edges.tolist()
+        return [_cut(whole, batches[i], starts[i], rows[i], rows[i + 1]) for i in range(len(batches))]
 
     def _mark_oversized(self, batch: RecordBatch, ids: NDArray[np.int64], dead: dict[int, Fault]) -> None:
         sizes = [0 if value is None else len(value) for value in batch.values]
@@ -315,6 +326,53 @@ class RequestDecoder:
                 elif name == LABEL_HEADER and value != b"champion":
                     message = f"label pinned by {LABEL_HEADER} is not live; live is champion"
                     requests.refuse(row, Fault("schema", "UnknownLabel", message))
+
+
+def deadlines_ms(batch: RecordBatch) -> NDArray[np.int64]:
+    """Deadline of each record, as far as its header can be read; ``NO_DEADLINE`` where there is none."""
+    deadlines = np.full(len(batch), NO_DEADLINE)
+    for row, headers in enumerate(batch.headers):
+        for name, value in headers:
+            if name == DEADLINE_HEADER:
+                with contextlib.suppress(ValueError, OverflowError):  # the decoder will say INVALID
+                    deadlines[row] = int(value or b"")
+    return deadlines
+
+
+def _merged(batches: Sequence[RecordBatch]) -> RecordBatch:
+    """One batch of the records of several; its offsets are places, since several partitions share it."""
+    count = sum(len(batch) for batch in batches)
+    headers: list[Headers] = []
+    if any(batch.headers for batch in batches):
+        headers = [h for batch in batches for h in (batch.headers or [()] * len(batch))]
+    return RecordBatch(
+        topic=batches[0].topic,
+        partition=-1,
+        start_offset=0,
+        next_offset=count,
+        offsets=np.arange(count),
+        timestamps_ms=np.concatenate([batch.timestamps_ms for batch in batches]),
+        keys=[key for batch in batches for key in batch.keys],
+        values=[value for batch in batches for value in batch.values],
+        headers=headers,
+    )
+
+
+def _cut(whole: Requests, batch: RecordBatch, base: int, start: int, end: int) -> Requests:
+    """Requests ``start .. end - 1`` of ``whole``; they came in ``batch``, whose first record is its ``base``."""
+    rows = slice(start, end)
+    return Requests(
+        batch=batch,
+        rows=whole.rows[rows] - base,
+        request_id=whole.request_id.take(rows),
+        entity_id=whole.entity_id.take(rows),
+        event_time_us=whole.event_time_us[rows],
+        features={name: column.take(rows) for name, column in whole.features.items()},
+        status=whole.status[rows].copy(),
+        faults={row - start: fault for row, fault in whole.faults.items() if start <= row < end},
+        dead={place - base: fault for place, fault in whole.dead.items() if base <= place < base + len(batch)},
+        deadline_ms=whole.deadline_ms[rows],
+    )
 
 
 def own_headers(headers: Headers) -> Headers:
