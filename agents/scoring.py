@@ -31,7 +31,8 @@ def attach(app: faust.App, topics: list[str], handle: Callable[[RecordBatch], Aw
             if event.message.generation_id != app.consumer_generation_id:
                 continue  # of before a rebalance: whoever has the partition now reads it again
             try:
-                await handle(event.message.value)
+                for batch in event.message.value:
+                    await handle(batch)
             except DeliveryError:
                 return
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -107,4 +108,5 @@ class Ends:
 
     async def __aexit__(self, *_: object) -> None:
         """Disconnect."""
-        await self._consumer.stop()
+        with contextlib.suppress(asyncio.CancelledError):  # aiokafka 0.14 lets it out of a consumer without a group
+            await self._consumer.stop()

@@ -84,7 +84,7 @@ def _memory(figures: dict[str, Any]) -> Iterator[Target]:
 
 
 def _latency(figures: dict[str, Any]) -> Iterator[Target]:
-    light = figures["rates"]["light"]
+    light = figures["rates"]["light, 100/s"]
     yield Target("added p50 at light load, ms", 3, light["added_p50_ms"], is_floor=False)
     yield Target("added p99 at light load, ms", 10, light["added_p99_ms"], is_floor=False)
 

@@ -65,7 +65,7 @@ async def test_throughput(bench: Bench, with_store: bool) -> None:
 async def test_latency(bench: Bench) -> None:
     """Every request of the schedule gets a latency, through the echo and through the service."""
     figures = await latency.run(bench)
-    assert figures["rates"]["light"]["sluice"]["p50_ms"] > 0
+    assert figures["rates"]["light, 100/s"]["sluice"]["p50_ms"] > 0
 
 
 @pytest.mark.integration

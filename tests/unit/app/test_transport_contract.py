@@ -34,11 +34,14 @@ from app.transport import (
     BatchConsumer,
     BatchConsumerThread,
     BatchTransport,
+    Fetch,
     PassThroughSchema,
+    _bundled,
     _drain,
     append_records,
 )
 from schemas.records import RecordBatch
+from tests.samples import record_batch
 
 TOPIC = TP("score-requests", 3)
 
@@ -311,3 +314,18 @@ def test_batches_of_aiokafka_have_the_attributes_that_we_read() -> None:
         b"a",
         [],
     )
+
+
+def test_a_fetch_travels_as_one_event() -> None:
+    """The batches of all partitions go under the first; other topics keep their records; nothing is lost or doubled."""
+    batches = [record_batch([b"x"], [b"k"], partition=p, first=10 * p) for p in (1, 2)]
+    others = {TP("other", 0): ["a", "b"]}
+    fetched = {TP(b.topic, b.partition): [b] for b in batches} | others
+    bundled = _bundled(fetched)
+    assert list(bundled) == [*others, TP(batches[0].topic, 1)]
+    [fetch] = bundled[TP(batches[0].topic, 1)]
+    assert isinstance(fetch, Fetch)
+    assert [one is other for one, other in zip(fetch, batches, strict=True)] == [True, True]
+    assert bundled[TP("other", 0)] == ["a", "b"]
+    assert _bundled(others) == others
+    assert _bundled({}) == {}
