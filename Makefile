@@ -43,7 +43,7 @@ FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3 /usr/bin/py
 
 # make hands what stands on its command line (ONCE=1, MONTHS=10) to the demo as variables.
 help: ## Print this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make demo MONTHS=10           replay ten months instead of two; ONCE=1 ends by itself"
 	@echo "  make test ARGS='-m slow'      hand arguments to pytest"

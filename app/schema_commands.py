@@ -16,6 +16,7 @@ from schemas.columnar import Encoder
 from schemas.columns import NumberColumn, RecordColumn, TextColumn, to_python
 from schemas.generate import labelled_schema, prediction_schema, request_schema
 from schemas.registry import SchemaBook, full_name, is_compatible
+from schemas.registry import release as release_schemas
 from schemas.topic_names import LABELLED, PREDICTIONS, REQUESTS
 from schemas.wire import HEADER_BYTES, frame_header, schema_ids
 
@@ -51,6 +52,16 @@ def check(old: Path, new: Path) -> None:
     """Refuse an edit of a schema that is not FULL-compatible: each must read what the other wrote."""
     _refuse_incompatible(new, json.loads(old.read_text()), json.loads(new.read_text()))
     typer.echo(f"{new} is FULL-compatible with {old}")
+
+
+@cli.command()
+def release() -> None:
+    """Record new versions of the schema folder's .avsc files; refuses one that is not FULL-compatible."""
+    try:
+        added = release_schemas(load_settings().schemas.folder)
+    except ValueError as exc:
+        raise SchemaError(str(exc)) from exc
+    typer.echo(f"recorded: {', '.join(added)}" if added else "nothing has changed")
 
 
 @cli.command()

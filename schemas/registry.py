@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LOCAL_ID_BASE = 2**30
 """Ids made from fingerprints lie here and above, so that they never collide with a registry's."""
 REGISTRY_TIMEOUT_S = 2.0
+RELEASES = "released.json"
 MAX_UNKNOWN = 256
 """Unknown ids asked for within ``ASK_AGAIN_S``; they come from outside, and must not flood the registry."""
 ASK_AGAIN_S = 10.0
@@ -92,6 +93,9 @@ class SchemaBook:
         self._registry = _registry_client(registry_url) if registry_url else None
         for path in sorted(folder.rglob("*.avsc")) if folder else ():
             self._learn(json.loads(path.read_text()), str(path.name))
+        for name, schemas in read_releases(folder).items() if folder else ():
+            for number, schema in enumerate(schemas, start=1):
+                self._learn(schema, f"{name} version {number}")
 
     def add(self, topic: str, schema: dict[str, Any]) -> int:
         """Id under which records of ``schema`` are written to ``topic``; registers it when there is a registry.
@@ -154,6 +158,39 @@ class SchemaBook:
             self._unknown[schema_id] = now_s
             return
         self._by_id[schema_id] = schema
+
+
+def read_releases(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every version of each ``.avsc`` file that was ever written with, oldest first; records of all stay readable."""
+    path = folder / RELEASES
+    releases: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
+    return releases
+
+
+def release(folder: Path) -> list[str]:
+    """Add every new or changed ``.avsc`` file to the releases; returns the names that were added.
+
+    Raises:
+        ValueError: a change is not FULL-compatible with every earlier version; nothing is written.
+
+    """
+    releases = read_releases(folder)
+    added = []
+    for path in sorted(folder.glob("*.avsc")):
+        schema = json.loads(path.read_text())
+        versions = releases.setdefault(path.stem, [])
+        if versions and local_id(versions[-1]) == local_id(schema):
+            continue
+        for number, version in enumerate(versions, start=1):
+            problem = is_compatible(version, schema)
+            if problem is not None:
+                msg = f"{path.name} is not FULL-compatible with its version {number}: {problem}"
+                raise ValueError(msg)
+        versions.append(schema)
+        added.append(path.stem)
+    if added:
+        (folder / RELEASES).write_text(json.dumps(releases, indent=1) + "\n")
+    return added
 
 
 def load_schema(folder: Path, name: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ COMMANDS: dict[str, RunBy | InCi | Explained] = {
     "make install": InCi(),
     "make check": InCi(),
     "make test": InCi(),
-    "make demo": Explained("stays until Ctrl-C; a test runs its module with ONCE=1"),
+    "make demo": RunBy("tests/integration/test_flights.py::test_every_flight_is_answered_once_and_nothing_is_lost"),
     "make bench": Explained("takes minutes and wants an idle machine"),
     "make lock": Explained("asks the registry for newer versions; tests check what it wrote"),
     "make docs": Explained("the tests here compare its pages with the code"),

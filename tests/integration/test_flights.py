@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -14,7 +15,6 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from app.embedded.stack import StackInfo
 
@@ -23,11 +23,13 @@ pytestmark = pytest.mark.integration
 STEP_TIMEOUT_S = 120.0
 GONE_TIMEOUT_S = 30.0
 
+ROOT = Path(__file__).parents[2]
+
 
 class RunningDemo:
     """A demo process, and the lines that it has said."""
 
-    def __init__(self, stack: StackInfo, data_dir: Path, **variables: str) -> None:
+    def __init__(self, stack: StackInfo, data_dir: Path, *, by_make: bool = False, **variables: str) -> None:
         environ = {
             **os.environ,
             "KAFKA_BOOTSTRAP_SERVERS": stack.bootstrap_servers,
@@ -38,6 +40,9 @@ class RunningDemo:
             **variables,
         }
         argv = [sys.executable, "-m", "examples.flights.demo", "--data-dir", str(data_dir)]
+        if by_make and any(ROOT.glob(".venv/.installed-*")):  # else this is no environment of make's
+            argv = ["make", "--no-print-directory", "-C", str(ROOT), "demo", f"ARGS=--data-dir {data_dir}"]
+            environ.pop("MAKEFLAGS", None)  # of the make that runs this test
         self.process = subprocess.Popen(
             argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
@@ -77,7 +82,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def played(stack: StackInfo, data_dir: Path) -> Iterator[RunningDemo]:
     """A whole run of the first day of March, ended by itself."""
-    demo = RunningDemo(stack, data_dir, ONCE="1", RESET="1")
+    demo = RunningDemo(stack, data_dir, by_make=True, ONCE="1", RESET="1")
     demo.finish()
     yield demo
     _kill(demo)
