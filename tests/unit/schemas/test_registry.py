@@ -262,7 +262,7 @@ def test_a_registry_that_is_not_there_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://registry.example:8081", "http://localhost.example", "http://localhost@registry.example"]
+    "url", ["http://schemas.example:8081", "http://localhost.example", "http://localhost@schemas.example"]
 )
 def test_plain_http_is_for_loopback_only(url: str) -> None:
     """Schemas decide how bytes are read; they come over https or from the same machine."""
