@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
-from app.errors import TopicError
+from app.errors import PartitionMismatch, TopicError
 from schemas.topic_names import (
     LABELLED,
     MODEL_CONTROL,
@@ -120,7 +120,7 @@ def check_partitions(counts: dict[str, int], settings: Settings) -> None:
     """Raise unless all data topics have the same number of partitions.
 
     Raises:
-        TopicError: it names the topics that differ.
+        PartitionMismatch: it names the topics that differ.
 
     """
     wanted = counts[REQUESTS]
@@ -131,7 +131,7 @@ def check_partitions(counts: dict[str, int], settings: Settings) -> None:
             f"{REQUESTS} has {wanted} partitions but {found}: an answer goes to its request's partition, so all data "
             f"topics need the same number; recreate the odd ones, or raise their partitions to {wanted}"
         )
-        raise TopicError(msg)
+        raise PartitionMismatch(msg)
 
 
 async def delete_topics(settings: Settings) -> None:

@@ -6,6 +6,7 @@
     - DigestMismatch       a file of the bundle is not the one that was packed
     - UnsafeBundle         loading it could run code, or leave the bundle's folder
   + TopicError             a topic is missing, or its partitions do not fit the others
+    - PartitionMismatch    its partitions do not fit; waiting cannot help
   + DeliveryError          an output record was not acknowledged; the worker must restart
   + FeatureStoreError      the online store did not answer in time or not in kind
 """
@@ -35,6 +36,10 @@ class UnsafeBundle(BundleError):
 
 class TopicError(SluiceError):
     """A topic is missing or has another number of partitions than its fellows."""
+
+
+class PartitionMismatch(TopicError):
+    """Data topics differ in their number of partitions; waiting cannot help, somebody must recreate the odd ones."""
 
 
 class DeliveryError(SluiceError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import faust
 from yarl import URL
 
-from app.errors import TopicError
+from app.errors import PartitionMismatch, TopicError
 from app.transport import BatchTransport
 
 if TYPE_CHECKING:
@@ -91,8 +91,10 @@ async def wait_for_broker(attempt: Callable[[], Awaitable[Any]], *, timeout_s: f
     while True:
         try:
             return await attempt()
+        except PartitionMismatch:
+            raise
         except TopicError as exc:
-            if asyncio.get_running_loop().time() > deadline or "partitions" in str(exc):
+            if asyncio.get_running_loop().time() > deadline:
                 raise
             log.warning("%s; trying again", exc)
             await asyncio.sleep(1.0)

@@ -28,7 +28,7 @@ from app.health import Health
 from app.ledger import Ledger
 from app.lookup import ViewLookup
 from app.metrics import Metrics
-from app.models.bundle import REFERENCE, latest_version, open_bundle, read_spec
+from app.models.bundle import REFERENCE, all_specs, latest_version, open_bundle
 from app.pipeline import ScoringPipeline
 from app.producer import OutputProducer
 from app.requests import RequestDecoder
@@ -236,9 +236,7 @@ def reference_path(settings: Settings, name: str, model_version: int) -> Path | 
 
 def add_bundle_schemas(book: SchemaBook, settings: Settings) -> None:
     """The prediction schemas of all bundles in the repository: their ids must be known to whoever reads them."""
-    repository = settings.models.repository
-    for folder in sorted(repository.glob("*/*/model.yaml")) if repository.is_dir() else ():
-        spec = read_spec(folder.parent)
+    for spec in all_specs(settings.models.repository):
         book.add(topics.PREDICTIONS, prediction_schema(spec.name, spec.fields()))
         book.add(topics.REQUESTS, request_schema(spec.name, spec.fields()))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from app.errors import SluiceError
-from app.models.bundle import latest_version, read_spec
+from app.models.bundle import all_specs, latest_version, read_spec
 from app.settings import load_settings
 from schemas.columnar import Encoder
 from schemas.columns import NumberColumn, RecordColumn, TextColumn, to_python
@@ -204,8 +204,7 @@ def _spec(model: str) -> ModelSpec:
 def _book() -> SchemaBook:
     settings = load_settings()
     book = SchemaBook(settings.schemas.folder, settings.schemas.registry_url)
-    repository = settings.models.repository
-    for path in sorted(repository.glob("*/*/model.yaml")) if repository.is_dir() else ():
-        for kind, schema in _model_schemas(read_spec(path.parent)).items():
+    for spec in all_specs(settings.models.repository):
+        for kind, schema in _model_schemas(spec).items():
             book.add(TOPICS[kind], schema)
     return book

@@ -165,6 +165,16 @@ def read_spec(folder: Path) -> ModelSpec:
     return _read_spec(folder)[0]
 
 
+def all_specs(repository: Path) -> list[ModelSpec]:
+    """The specification of every bundle, by name and version folder; empty when there is no repository.
+
+    Raises:
+        BundleError: one does not hold together.
+
+    """
+    return [read_spec(path.parent) for path in sorted(repository.glob("*/*/model.yaml"))] if repository.is_dir() else []
+
+
 def versions(repository: Path, name: str) -> list[int]:
     """Version numbers of a model, increasing; empty when there are none."""
     folder = repository / name
