@@ -6,18 +6,22 @@ takes one micro-batch at a time; one more may be formed ahead, so that its featu
 Rules, the first that holds:
 
 1. full: ``max_batch_size`` rows wait; more company is impossible.
-2. deadline: the earliest deadline is as close as answering its bucket takes (learned).
-3. While the device will be busy for longer than preparing takes, nothing fires: the rows gain company for nothing.
+2. While the device will be busy for longer than preparing takes, nothing fires: the rows gain company for nothing.
+3. deadline: the earliest deadline is as close as answering the waiting rows takes (learned).
 4. window: ``window_s`` has passed since the first waiting row arrived.
 5. idle: the device is free, and the hold that ``hold.py`` has learned for the first row of a quiet spell is over. When
    rows come one by one it is zero: a lone row fires at once, whatever the window.
+
+How many rows come along is decided when it fires. Rows that can no longer be answered in time take no place. When the
+largest batch would take longer than the deadlines allow, that size is chosen which answers most rows in time for each
+second of the device: of two that are equally good the smaller one, so that the rows behind it wait less.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +38,14 @@ MAX_LATE_BATCHES = 8
 """Late rows that one micro-batch takes along at most, in full batches: a bound on the work of one step."""
 COST_SMOOTHING = 0.2
 """Weight of the newest batch in a learned cost; about the last ten count."""
+DOUBT = 0.9
+"""What is left of the learned costs when they would let no row through: a cost that is not tried is not learned."""
+NEARLY_BEST = 0.9
+"""A smaller batch is taken when it answers this share of what the best size answers in time."""
+MIN_RUN_S = 1e-6
+"""Stands for a run time that is not known yet."""
+MEAN_SMOOTHING, DEVIATION_SMOOTHING, DEVIATIONS = 1 / 8, 1 / 4, 4
+"""As TCP estimates its time-out from round-trip times (RFC 6298)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +61,31 @@ class Slice:
         return self.end - self.start
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What fires now.
+
+    Attributes:
+        slices: the rows, in order of arrival.
+        planned_s: monotonic; when the device should be done with them.
+        in_time_s: monotonic; a deadline up to this cannot be met.
+
+    """
+
+    slices: list[Slice]
+    planned_s: float
+    in_time_s: float
+
+
 @dataclass(slots=True)
 class LearnedCost:
     """Seconds that a micro-batch of some size takes, learned for each power of two.
+
+    A size that was never seen costs what the next larger known one does, at most; beyond the largest it is taken to
+    grow with the rows, so that a size is not tried before one half as large has shown what it takes.
+
+    Args:
+        known_s: what is known already, by rows.
 
     Example:
         >>> cost = LearnedCost()
@@ -59,11 +93,17 @@ class LearnedCost:
         0.0
         >>> cost.learn(4, 0.002)
         >>> cost.of(3), cost.of(1), cost.of(8)
-        (0.002, 0.002, 0.002)
+        (0.002, 0.002, 0.004)
 
     """
 
+    known_s: InitVar[dict[int, float] | None] = None
     _seconds: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self, known_s: dict[int, float] | None) -> None:
+        """Start from what is known."""
+        for rows, seconds in (known_s or {}).items():
+            self.learn(rows, seconds)
 
     def learn(self, rows: int, seconds: float) -> None:
         """What a batch of ``rows`` took just now."""
@@ -72,12 +112,56 @@ class LearnedCost:
         self._seconds[bucket] = known + COST_SMOOTHING * (seconds - known)
 
     def of(self, rows: int) -> float:
-        """What a batch of ``rows`` will take: the cost of its bucket, else of the nearest one known, else 0."""
-        if not self._seconds:
-            return 0.0
+        """What a batch of ``rows`` will take; 0 while nothing is known."""
         bucket = _bucket(rows)
-        nearest = bucket if bucket in self._seconds else min(self._seconds, key=lambda known: abs(known - bucket))
-        return self._seconds[nearest]
+        known = self._seconds.get(bucket)
+        if known is not None:
+            return known
+        larger = [b for b in self._seconds if b > bucket]
+        if larger:
+            return self._seconds[min(larger)]
+        largest = max(self._seconds, default=None)
+        return 0.0 if largest is None else self._seconds[largest] * 2 ** (bucket - largest)
+
+    def doubt(self) -> None:
+        """All costs are a little lower than we think."""
+        for bucket in self._seconds:
+            self._seconds[bucket] *= DOUBT
+
+
+@dataclass(slots=True)
+class LearnedBound:
+    """What a time that varies stays below nearly always: its mean and four times its mean deviation.
+
+    Example:
+        >>> bound = LearnedBound()
+        >>> bound.seconds
+        0.0
+        >>> bound.learn(0.008)
+        >>> bound.seconds
+        0.024
+        >>> for _ in range(100):
+        ...     bound.learn(0.008)
+        >>> round(bound.seconds, 3)
+        0.008
+
+    """
+
+    _mean_s: float | None = None
+    _deviation_s: float = 0.0
+
+    def learn(self, seconds: float) -> None:
+        """What it was just now."""
+        if self._mean_s is None:
+            self._mean_s, self._deviation_s = seconds, seconds / 2
+            return
+        self._deviation_s += DEVIATION_SMOOTHING * (abs(seconds - self._mean_s) - self._deviation_s)
+        self._mean_s += MEAN_SMOOTHING * (seconds - self._mean_s)
+
+    @property
+    def seconds(self) -> float:
+        """The bound; 0 while nothing is known."""
+        return 0.0 if self._mean_s is None else self._mean_s + DEVIATIONS * self._deviation_s
 
 
 @dataclass(slots=True)
@@ -89,6 +173,12 @@ class _Waiting:
     deadline_s: float
     taken: int = 0
 
+    def left_s(self) -> NDArray[np.float64]:
+        """Deadlines of the rows that were not taken yet."""
+        if self.deadlines_s is None:
+            return np.full(self.rows - self.taken, math.inf)
+        return self.deadlines_s[self.taken :]
+
 
 @dataclass(slots=True)
 class MicroBatcher:
@@ -98,8 +188,8 @@ class MicroBatcher:
         max_batch_size: rows of a micro-batch at most.
         window_s: how long a row may wait for company while the device could take it.
         run: seconds on the device, by rows.
-        answer: seconds from firing to handing the answers over, by rows; for deadlines.
         prepare: seconds from firing to the device (features), by rows.
+        beyond: seconds from when the device should have been done until the brokers had the answers.
 
     Example:
         >>> batcher = MicroBatcher(max_batch_size=4, window_s=0.005)
@@ -111,7 +201,7 @@ class MicroBatcher:
         >>> batcher.add("b", rows=3, now_s=0.001)
         >>> batcher.fire_reason(now_s=0.001, device_free_s=9.0).name
         'FULL'
-        >>> batcher.take(now_s=0.001)
+        >>> batcher.take(now_s=0.001, device_free_s=9.0).slices
         [Slice(segment='a', start=0, end=3), Slice(segment='b', start=0, end=1)]
         >>> batcher.waiting_rows
         2
@@ -121,8 +211,8 @@ class MicroBatcher:
     max_batch_size: int
     window_s: float
     run: LearnedCost = field(default_factory=LearnedCost)
-    answer: LearnedCost = field(default_factory=LearnedCost)
     prepare: LearnedCost = field(default_factory=LearnedCost)
+    beyond: LearnedBound = field(default_factory=LearnedBound)
     waiting_rows: int = 0
     hold: LearnedHold = field(init=False)
     _waiting: deque[_Waiting] = field(default_factory=deque)
@@ -172,10 +262,10 @@ class MicroBatcher:
             return None
         if self.waiting_rows >= self.max_batch_size:
             return FireReason.FULL
-        if now_s >= self._latest_start_s():
-            return FireReason.DEADLINE
         if now_s < device_free_s - self.prepare.of(self.waiting_rows):
             return None
+        if now_s >= self._latest_start_s():
+            return FireReason.DEADLINE
         if now_s >= self._waiting[0].arrival_s + self.window_s:
             return FireReason.WINDOW
         return None if now_s < self._held_since_s + self.hold.seconds else FireReason.IDLE
@@ -186,22 +276,20 @@ class MicroBatcher:
             return math.inf
         ready_s = device_free_s - self.prepare.of(self.waiting_rows)
         if now_s < ready_s:
-            return min(ready_s, self._latest_start_s())
+            return ready_s
         held_s = self._held_since_s + self.hold.seconds
         return min(self._waiting[0].arrival_s + self.window_s, self._latest_start_s(), held_s)
 
-    def time_to_answer_s(self) -> float:
-        """What a micro-batch that fires now will take until its answers are handed over."""
-        return self.answer.of(min(self.waiting_rows, self.max_batch_size))
-
-    def take(self, *, now_s: float) -> list[Slice]:
+    def take(self, *, now_s: float, device_free_s: float) -> Taken:
         """The oldest rows in order of arrival: at most ``max_batch_size`` that can still be answered in time.
 
         Rows that cannot come along and take no place, since they will not go to the device: behind a backlog of them
         the device would otherwise get batches of nothing.
         """
-        in_time_s = now_s + self.time_to_answer_s()
-        room, extra = self.max_batch_size, MAX_LATE_BATCHES * self.max_batch_size
+        limit = self._limit(now_s, device_free_s)
+        planned_s = self._planned_s(min(limit, self.waiting_rows), now_s, device_free_s)
+        in_time_s = planned_s + self.beyond.seconds
+        room, extra = limit, MAX_LATE_BATCHES * self.max_batch_size
         slices: list[Slice] = []
         while self._waiting:
             first = self._waiting[0]
@@ -216,7 +304,7 @@ class MicroBatcher:
             if first.taken == first.rows:
                 self._waiting.popleft()
         self._held_since_s = -math.inf
-        return slices
+        return Taken(slices, planned_s, in_time_s)
 
     def give_back(self) -> list[Slice]:
         """All rows that wait, and none waits any more."""
@@ -226,8 +314,37 @@ class MicroBatcher:
         self._held_since_s = -math.inf
         return slices
 
+    def _planned_s(self, rows: int, now_s: float, device_free_s: float) -> float:
+        """When the device should be done with a batch of ``rows`` that fires now."""
+        return max(now_s + self.prepare.of(rows), device_free_s) + self.run.of(rows)
+
     def _latest_start_s(self) -> float:
-        return min(w.deadline_s for w in self._waiting) - self.time_to_answer_s()
+        """When a batch of what waits must fire to meet the earliest deadline on a free device."""
+        earliest_s = min(w.deadline_s for w in self._waiting)
+        rows = min(self.waiting_rows, self.max_batch_size)
+        return earliest_s - self.prepare.of(rows) - self.run.of(rows) - self.beyond.seconds
+
+    def _limit(self, now_s: float, device_free_s: float) -> int:
+        """How many rows may go to the device: all that fit unless their deadlines want less."""
+        full = min(self.waiting_rows, self.max_batch_size)
+        if not full:
+            return self.max_batch_size
+        in_time_s = self._planned_s(full, now_s, device_free_s) + self.beyond.seconds
+        if all(w.deadline_s > in_time_s for w in self._waiting):
+            return self.max_batch_size
+        deadlines_s = np.concatenate([w.left_s() for w in self._waiting])
+        sizes = [2**power for power in range(_bucket(full))] + [full]
+        rates = []
+        for rows in sizes:
+            in_time_s = self._planned_s(rows, now_s, device_free_s) + self.beyond.seconds
+            alive = min(int(np.count_nonzero(deadlines_s > in_time_s)), rows)
+            rates.append(alive / max(self.run.of(alive), MIN_RUN_S) if alive else 0.0)
+        best = max(rates)
+        if not best:
+            if (deadlines_s > now_s).any():
+                self.run.doubt()
+            return self.max_batch_size
+        return next(rows for rows, rate in zip(sizes, rates, strict=True) if rate >= NEARLY_BEST * best)
 
 
 def _fitting(waiting: _Waiting, room: int, extra: int, in_time_s: float) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from agents import topics
 from agents.life import MonitorLife, ScoringLife, WorkerLife, WorkerParts
 from agents.worker_stats import WorkerIdentity, WorkerStats
 from app.answers import AnswerWriter, OutputTopics
-from app.batcher import MicroBatcher
+from app.batcher import LearnedCost, MicroBatcher
 from app.committer import Committer
 from app.crash import end_process
 from app.faust_app import SluiceApp, make_app
@@ -73,7 +73,7 @@ def schema_book(settings: Settings, bundle: Bundle) -> SchemaBook:
 def build_scoring(settings: Settings) -> SluiceApp:
     """The scoring worker: loaded, verified and warm when this returns; it joins its group when it is started."""
     bundle = open_default_bundle(settings)
-    model = load_model(settings, bundle)
+    model, run_s = load_model(settings, bundle)
     app = make_app(settings, "scoring", [topics.REQUESTS])
     metrics = Metrics(settings.budget, now_s=time.monotonic)
     producer = OutputProducer(settings.kafka, client_id=f"{settings.deployment}-scoring")
@@ -85,6 +85,7 @@ def build_scoring(settings: Settings) -> SluiceApp:
         batcher=MicroBatcher(
             max_batch_size=min(settings.batching.max_batch_size, bundle.spec.buckets[-1]),
             window_s=settings.batching.window_ms / 1000,
+            run=LearnedCost(run_s),
         ),
         lookup=ViewLookup(bundle.spec, store),
         model=model,
@@ -106,16 +107,15 @@ def build_scoring(settings: Settings) -> SluiceApp:
     return app
 
 
-def load_model(settings: Settings, bundle: Bundle) -> ScoringModel:
-    """The model on its device, every bucket warmed."""
+def load_model(settings: Settings, bundle: Bundle) -> tuple[ScoringModel, dict[int, float]]:
+    """The model on its device, every bucket warmed, and the seconds that a batch of each bucket took."""
     import torch  # noqa: PLC0415 - the monitor loads no model and is spared torch
 
     from app.models.runtime import ScoringModel  # noqa: PLC0415
 
     torch.set_num_threads(settings.models.threads)
     model = ScoringModel(bundle, settings.models.device)
-    model.warm_up()
-    return model
+    return model, model.warm_up()
 
 
 def answer_writer(settings: Settings, bundle: Bundle, book: SchemaBook, device: str) -> AnswerWriter:

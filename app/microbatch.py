@@ -53,6 +53,10 @@ class Predictions:
     decision: NDArray[np.int64]
     bucket: NDArray[np.int32]
 
+    def take(self, rows: NDArray[np.int64]) -> Predictions:
+        """Those of some rows."""
+        return Predictions(self.raw[rows], self.score[rows], self.decision[rows], self.bucket[rows])
+
 
 @dataclass(slots=True)
 class MicroBatch:
@@ -69,6 +73,8 @@ class MicroBatch:
         features: request features of the live rows.
         deadline_ms: shape (n,).
         reason: why it fired.
+        fired_s: monotonic seconds.
+        planned_s: when the device should be done with it.
         marks_s: monotonic seconds at the end of each stage.
 
     """
@@ -84,6 +90,7 @@ class MicroBatch:
     deadline_ms: NDArray[np.int64]
     reason: FireReason
     fired_s: float
+    planned_s: float
     marks_s: dict[str, float] = field(default_factory=dict)
     lookup: Lookup | None = None
     predictions: Predictions | None = None
@@ -114,15 +121,20 @@ class MicroBatch:
         self.features = {name: column.take(kept) for name, column in self.features.items()}
         if self.lookup is not None:
             self.lookup = self.lookup.take(kept)
+        if self.predictions is not None:
+            self.predictions = self.predictions.take(kept)
 
 
-def form(slices: Sequence[Slice], reason: FireReason, *, now_s: float, in_time_ms: int) -> MicroBatch:
+def form(
+    slices: Sequence[Slice], reason: FireReason, *, now_s: float, planned_s: float, in_time_ms: int
+) -> MicroBatch:
     """The micro-batch of some slices; requests that cannot meet their deadline become EXPIRED here, at no cost.
 
     Args:
         slices: of ``Requests``, as the batcher gives them; at least one.
         reason: why it fires.
         now_s: monotonic seconds.
+        planned_s: when the device should be done with it.
         in_time_ms: unix milliseconds; a deadline up to this cannot be met.
 
     """
@@ -148,6 +160,7 @@ def form(slices: Sequence[Slice], reason: FireReason, *, now_s: float, in_time_m
         deadline_ms=np.concatenate([p.requests.deadline_ms[p.start : p.end] for p in parts]),
         reason=reason,
         fired_s=now_s,
+        planned_s=planned_s,
     )
     live = np.flatnonzero(status == Status.OK)
     if len(live) < len(status):

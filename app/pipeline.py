@@ -218,13 +218,14 @@ class ScoringPipeline:
         while True:
             reason = await self._fire()
             now_s = self._now_s()
-            in_time_ms = int((self._wall_s() + self._batcher.time_to_answer_s()) * 1000)
-            slices = decode_slices(self._batcher.take(now_s=now_s), self._decoder)
+            taken = self._batcher.take(now_s=now_s, device_free_s=self._device_free_s)
+            in_time_ms = int((self._wall_s() + taken.in_time_s - now_s) * 1000)
+            slices = decode_slices(taken.slices, self._decoder)
             if self._batcher.waiting_rows < self._max_queued_rows:
                 self._room.set()
             if not slices:
                 continue
-            batch = form(slices, reason, now_s=now_s, in_time_ms=in_time_ms)
+            batch = form(slices, reason, now_s=now_s, planned_s=taken.planned_s, in_time_ms=in_time_ms)
             batch.marks_s["ingest"] = self._now_s()
             self._count_consumed(batch)
             if self._lookup.is_needed and len(batch.live):
@@ -257,7 +258,7 @@ class ScoringPipeline:
         while True:
             batch = await self._compute_queue.get()
             run_s = self._batcher.run.of(len(batch.live))
-            expire(batch, int((self._wall_s() + run_s) * 1000))
+            expire(batch, int((self._wall_s() + run_s + self._batcher.beyond.seconds) * 1000))
             started_s = batch.marks_s["start"] = self._now_s()
             self._device_free_s = started_s + run_s
             self._arrived.set()  # there is room for one micro-batch ahead
@@ -273,6 +274,7 @@ class ScoringPipeline:
             batch = await self._emit_queue.get()
             await self._in_flight.acquire()
             served_at_us = int(self._wall_s() * 1_000_000)
+            expire(batch, served_at_us // 1000)
             predictions = self._writer.predictions(batch, served_at_us)
             timings = self._timings(batch, self._now_s())
             scores = self._writer.scores(batch, timings, served_at_us)
@@ -284,7 +286,6 @@ class ScoringPipeline:
                     if b.values
                 ]
                 sent.append((part, futures))
-            self._batcher.answer.learn(len(batch), self._now_s() - batch.fired_s)
             task = asyncio.create_task(self._guarded(self._acknowledge(batch, timings, sent)))
             self._acks.add(task)
             task.add_done_callback(self._acks.discard)
@@ -297,6 +298,7 @@ class ScoringPipeline:
             self.ledger.answer((raw.topic, raw.partition), part.first_offset, part.next_offset)
             self._unanswered -= part.next_offset - part.first_offset
         self._in_flight.release()
+        self._batcher.beyond.learn(max(self._now_s() - batch.planned_s, 0.0))
         if not self._unanswered:
             self._quiet.set()
         self._count(batch, timings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,20 +43,28 @@ class ScoringModel:
             raise BundleError(msg) from exc
         self._module = module.eval().to(self.device)
 
-    def warm_up(self) -> None:
-        """Run every bucket once, so that no request pays for a first time.
+    def warm_up(self) -> dict[int, float]:
+        """Run every bucket twice, so that no request pays for a first time.
+
+        Returns:
+            Seconds that the second run of each bucket took.
 
         Raises:
             BundleError: a logit is not finite on all-zero inputs.
 
         """
+        seconds: dict[int, float] = {}
         for bucket in self.spec.buckets:
             numbers = np.zeros((bucket, self.preprocessor.number_width), dtype=np.float32)
             codes = np.zeros((bucket, len(self.preprocessor.code_sizes)), dtype=np.int64)
+            self.predict(numbers, codes)
+            started_s = time.monotonic()
             logits, _ = self.predict(numbers, codes)
+            seconds[bucket] = time.monotonic() - started_s
             if not np.isfinite(logits).all():
                 msg = f"{self.spec.name} version {self.spec.version}: warm-up gives a logit that is not finite"
                 raise BundleError(msg)
+        return seconds
 
     def predict(self, numbers: NDArray[np.float32], codes: NDArray[np.int64]) -> tuple[NDArray[np.float32], int]:
         """Logits float32 (n,), and the bucket that the batch was padded to.

@@ -43,7 +43,7 @@ def decode(decoder: RequestDecoder) -> Decode:
 
 
 def _form(*slices: Slice, now_ms: int = 0) -> MicroBatch:
-    return form(slices, FireReason.FULL, now_s=5.0, in_time_ms=now_ms)
+    return form(slices, FireReason.FULL, now_s=5.0, planned_s=5.0, in_time_ms=now_ms)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
