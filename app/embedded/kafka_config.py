@@ -25,12 +25,15 @@ class Node:
         kafka_port: where clients connect, on 127.0.0.1.
         controller_port: where the brokers hold their quorum, on 127.0.0.1.
         log_dir: directory of its partitions.
+        detour: a second client port, and the port that clients who come by it are told to use: a proxy in front of
+            the first of the two sees everything that such a client sends. None: no second port.
     """
 
     node_id: int
     kafka_port: int
     controller_port: int
     log_dir: Path
+    detour: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -59,13 +62,21 @@ def server_properties(node: Node, nodes: Sequence[Node]) -> str:
 
 
 def _addresses(node: Node, nodes: Sequence[Node]) -> dict[str, str]:
+    client = f"PLAINTEXT://127.0.0.1:{node.kafka_port}"
+    listeners, advertised, protocols = client, client, "PLAINTEXT:PLAINTEXT"
+    if node.detour is not None:
+        port, told = node.detour
+        listeners += f",DETOUR://127.0.0.1:{port}"
+        advertised += f",DETOUR://127.0.0.1:{told}"
+        protocols += ",DETOUR:PLAINTEXT"
     return {
         "process.roles": "broker,controller",
         "node.id": str(node.node_id),
         "controller.quorum.voters": ",".join(f"{each.node_id}@127.0.0.1:{each.controller_port}" for each in nodes),
-        "listeners": f"PLAINTEXT://127.0.0.1:{node.kafka_port},CONTROLLER://127.0.0.1:{node.controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{node.kafka_port}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listeners": f"{listeners},CONTROLLER://127.0.0.1:{node.controller_port}",
+        "advertised.listeners": advertised,
+        "listener.security.protocol.map": f"{protocols},CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "PLAINTEXT",
         "controller.listener.names": "CONTROLLER",
         "log.dirs": str(node.log_dir),
     }

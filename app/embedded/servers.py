@@ -59,7 +59,13 @@ def new_cluster_id() -> str:
 
 
 def kafka_servers(
-    data_dir: Path, ports: Sequence[tuple[int, int]], class_path: str, *, cluster_id: str, throughput: bool
+    data_dir: Path,
+    ports: Sequence[tuple[int, int]],
+    class_path: str,
+    *,
+    cluster_id: str,
+    throughput: bool,
+    detours: Sequence[tuple[int, int]] = (),
 ) -> list[Server]:
     """Write the brokers' configuration, format new data directories, and return how to start the brokers.
 
@@ -69,15 +75,17 @@ def kafka_servers(
         class_path: Kafka's jars.
         cluster_id: 22 characters, the same at every start from this data directory.
         throughput: flags for benchmarks instead of a quick start.
+        detours: `Node.detour` of each broker; empty: none has one.
 
     Raises:
         JavaNotUsable: there is no fitting Java.
         ProcessDied: a data directory cannot be formatted.
     """
     java = find_java()
+    others: Sequence[tuple[int, int] | None] = detours or [None] * len(ports)
     nodes = [
-        Node(number, kafka, controller, data_dir / f"kafka-{number}" / "data")
-        for number, (kafka, controller) in enumerate(ports, start=1)
+        Node(number, kafka, controller, data_dir / f"kafka-{number}" / "data", detour)
+        for number, ((kafka, controller), detour) in enumerate(zip(ports, others, strict=True), start=1)
     ]
     (data_dir / "log4j2.properties").write_text(LOG4J2_PROPERTIES, encoding="utf-8")
     flags = jvm_flags(broker_count=len(nodes), throughput=throughput)

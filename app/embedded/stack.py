@@ -30,7 +30,7 @@ from app.embedded.supervised import Supervised
 from app.embedded.supervisor import EXITS_FILE, STACK_FILE, STOP_GRACE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -71,6 +71,7 @@ class Stack:
         kafka_port: int | None = None,
         redis_port: int | None = None,
         throughput: bool = False,
+        detours: Sequence[tuple[int, int]] = (),
         on_progress: Callable[[str], None] | None = None,
     ) -> Stack:
         """Start the servers and return when they do what clients need, or adopt those that run already.
@@ -81,6 +82,8 @@ class Stack:
             kafka_port: port of the first broker, the others take the next ones; default: free ones.
             redis_port: port of Valkey; default: a free one.
             throughput: JVM flags for benchmarks: 1 GB of heap and full compilation.
+            detours: for fault tests, one for each broker: a second port for clients, and the port of the proxy in
+                front of it, which is what those clients are told.
             on_progress: told what happens, one line a call.
 
         Raises:
@@ -90,10 +93,13 @@ class Stack:
             ProcessDied: a server ended while starting.
             NotReady: a server did not get ready within 90 s.
             StackConflict: another kind of stack runs, or lies in ``data_dir``.
-            ValueError: ``brokers`` is neither 1 nor 3.
+            ValueError: ``brokers`` is neither 1 nor 3, or there are fewer or more detours than brokers.
         """
         if brokers not in {1, 3}:
             message = f"brokers must be 1 or 3, not {brokers}"
+            raise ValueError(message)
+        if detours and len(detours) != brokers:
+            message = f"{len(detours)} detours for {brokers} broker(s): give one for each"
             raise ValueError(message)
         data_dir = data_dir.absolute()
         progress = on_progress or _silent
@@ -105,7 +111,8 @@ class Stack:
                 progress(f"Adopted the stack that runs in {data_dir}")
                 return cls(info, {}, None)
             _stop_leftovers(data_dir, progress)
-            return cls._launch(data_dir, brokers, (kafka_port, redis_port), progress, throughput=throughput)
+            given = (kafka_port, redis_port)
+            return cls._launch(data_dir, brokers, given, progress, throughput=throughput, detours=detours)
 
     @classmethod
     def adopt(cls, data_dir: Path) -> Stack | None:
@@ -122,6 +129,7 @@ class Stack:
         progress: Callable[[str], None],
         *,
         throughput: bool,
+        detours: Sequence[tuple[int, int]],
     ) -> Stack:
         (data_dir / "logs").mkdir(exist_ok=True)
         cluster_id = _layout(data_dir, brokers)
@@ -134,6 +142,7 @@ class Stack:
                 class_path,
                 cluster_id=cluster_id,
                 throughput=throughput,
+                detours=detours,
             )
             servers.append(valkey_server(data_dir, redis_port))
             try:

@@ -39,6 +39,14 @@ def test_three_brokers() -> None:
     assert {each["transaction.state.log.min.isr"] for each in found} == {"2"}
 
 
+def test_a_detour_is_a_second_port_that_names_its_proxy() -> None:
+    """Clients of the second port are told the proxy's port; brokers speak with each other by the first one."""
+    found = settings(node := Node(1, 9001, 9101, Path("/data/kafka-1"), detour=(9201, 9301)), [node])
+    assert "DETOUR://127.0.0.1:9201" in found["listeners"].split(",")
+    assert found["advertised.listeners"] == "PLAINTEXT://127.0.0.1:9001,DETOUR://127.0.0.1:9301"
+    assert found["inter.broker.listener.name"] == "PLAINTEXT"
+
+
 def test_rules_of_the_contract() -> None:
     """Topics are never made by accident, old timestamps never deleted, and a dead letter of 2 MiB fits."""
     found = settings(NODES[0], NODES[:1])
