@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.record_reader import DamagedBatch, damaged
 from schemas.columns import Column, EnumColumn, NumberColumn, RecordColumn, TextColumn, concat
 from schemas.records import RecordBatch, Status
 from schemas.wire import HEADER_BYTES, NOT_FRAMED, schema_ids
@@ -121,6 +123,8 @@ class RequestDecoder:
         """Every record of the batch, either as a request or as a dead letter; never raises for what is in a record."""
         dead: dict[int, Fault] = {}
         ids = schema_ids(batch.values)
+        if isinstance(batch, DamagedBatch):
+            _mark_unreadable(batch, ids, dead)
         self._mark_oversized(batch, ids, dead)
         groups: list[tuple[NDArray[np.int64], RecordColumn, dict[str, Column] | Fault]] = []
         for schema_id in np.unique(ids):
@@ -155,7 +159,7 @@ class RequestDecoder:
             if size > self._max_request_bytes:
                 ids[row] = NOT_FRAMED
                 message = f"{size} bytes; at most {self._max_request_bytes} (SLUICE_DELIVERY__MAX_REQUEST_BYTES)"
-                dead[row] = Fault("decode", "OversizedRecord", message)
+                dead.setdefault(row, Fault("decode", "OversizedRecord", message))
 
     def _decode_group(
         self, batch: RecordBatch, schema_id: int, members: NDArray[np.int64], dead: dict[int, Fault]
@@ -345,7 +349,7 @@ def _merged(batches: Sequence[RecordBatch]) -> RecordBatch:
     headers: list[Headers] = []
     if any(batch.headers for batch in batches):
         headers = [h for batch in batches for h in (batch.headers or [()] * len(batch))]
-    return RecordBatch(
+    merged = RecordBatch(
         topic=batches[0].topic,
         partition=-1,
         start_offset=0,
@@ -356,6 +360,13 @@ def _merged(batches: Sequence[RecordBatch]) -> RecordBatch:
         values=[value for batch in batches for value in batch.values],
         headers=headers,
     )
+    starts = accumulate((len(batch) for batch in batches), initial=0)
+    return damaged(merged, {
+        start + row: reason
+        for start, batch in zip(starts, batches, strict=False)
+        if isinstance(batch, DamagedBatch)
+        for row, reason in batch.unreadable.items()
+    })  # fmt: skip
 
 
 def _cut(whole: Requests, batch: RecordBatch, base: int, start: int, end: int) -> Requests:
@@ -378,6 +389,12 @@ def _cut(whole: Requests, batch: RecordBatch, base: int, start: int, end: int) -
 def own_headers(headers: Headers) -> Headers:
     """The headers that an answer hands on: trace context and request id."""
     return tuple(h for h in headers if h[0] in {"traceparent", "tracestate", "x-request-id"})
+
+
+def _mark_unreadable(batch: DamagedBatch, ids: NDArray[np.int64], dead: dict[int, Fault]) -> None:
+    for row, reason in batch.unreadable.items():
+        ids[row] = NOT_FRAMED
+        dead[row] = Fault("decode", "UnreadableRecord", reason)
 
 
 def _not_framed(batch: RecordBatch, members: NDArray[np.int64], dead: dict[int, Fault]) -> None:

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import faust
 import numpy as np
+from aiokafka.consumer import fetcher as fetcher_module
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult
 from aiokafka.errors import ConsumerStoppedError, CorruptRecordException
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP, ConsumerMessage
 
+from app.fetched_records import FetchedRecords
+from app.record_reader import PlainRecord, damaged
 from schemas.records import RecordBatch
 
 if TYPE_CHECKING:
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
     import aiokafka
     from aiokafka.consumer.fetcher import Fetcher, PartitionRecords
     from aiokafka.producer.message_accumulator import BatchBuilder
+    from numpy.typing import NDArray
+
+fetcher_module.MemoryRecords = FetchedRecords
+"""aiokafka reads a fetch through this name and keeps its bytes to itself; ours reads the same, and keeps them."""
 
 
 class PassThroughSchema(faust.Schema):  # type: ignore[type-arg]
@@ -225,41 +232,62 @@ def _drain(result: FetchResult, max_records: int) -> list[RecordBatch]:
     records = _take_records(source, max_records)
     result._update_position()  # noqa: SLF001
     next_offset = source.next_fetch_offset
-    if not source._records.has_next():  # noqa: SLF001
+    if not source._records.has_more:  # noqa: SLF001
         result._partition_records = None  # noqa: SLF001
     if not records:
         return []
+    return [_record_batch(tp, records, start, next_offset, is_suspect=source._records.is_suspect)]  # noqa: SLF001
+
+
+def _record_batch(tp: TP, records: list[Any], start: int, next_offset: int, *, is_suspect: bool) -> RecordBatch:
     headers = [r.headers for r in records]
     first, last = records[0].offset, records[-1].offset
     is_dense = last - first + 1 == len(records)  # not compacted: no need to ask each record
-    return [
-        RecordBatch(
-            topic=tp.topic,
-            partition=tp.partition,
-            start_offset=start,
-            next_offset=next_offset,
-            offsets=np.arange(first, last + 1) if is_dense else np.array([r.offset for r in records], dtype=np.int64),
-            timestamps_ms=np.array([r.timestamp for r in records], dtype=np.int64),
-            keys=[r.key for r in records],
-            values=[r.value for r in records],
-            headers=[tuple(h) for h in headers] if any(headers) else [],
-            received_s=time.monotonic(),
-        )
-    ]
+    batch = RecordBatch(
+        topic=tp.topic,
+        partition=tp.partition,
+        start_offset=start,
+        next_offset=next_offset,
+        offsets=np.arange(first, last + 1) if is_dense else np.array([r.offset for r in records], dtype=np.int64),
+        timestamps_ms=_timestamps_ms(records),
+        keys=[r.key for r in records],
+        values=[r.value for r in records],
+        headers=[tuple(h) for h in headers] if any(headers) else [],
+        received_s=time.monotonic(),
+    )
+    if not is_suspect:
+        return batch
+    problems = {i: r.problem for i, r in enumerate(records) if isinstance(r, PlainRecord) and r.problem is not None}
+    return damaged(batch, problems)
+
+
+def _timestamps_ms(records: list[Any]) -> NDArray[np.int64]:
+    stamps = [r.timestamp for r in records]
+    try:
+        return np.array(stamps, dtype=np.int64)
+    except TypeError:  # a producer may leave it out, and brokers let it
+        return np.array([-1 if stamp is None else stamp for stamp in stamps], dtype=np.int64)
 
 
 def _take_records(source: PartitionRecords, max_records: int) -> list[Any]:
     """Records of the next Kafka batches, as ``PartitionRecords._unpack_records`` would yield them."""
     taken: list[Any] = []
-    batches = source._records  # noqa: SLF001
-    while batches.has_next() and len(taken) < max_records:
+    batches: FetchedRecords = source._records  # noqa: SLF001
+    while batches.has_more and len(taken) < max_records:
+        if batches.rest is not None:
+            records, source.next_fetch_offset = batches.take_rest(max_records - len(taken))
+            taken += records
+            continue
         batch = batches.next_batch()
         if source._check_crcs and not batch.validate_crc():  # noqa: SLF001
             msg = f"Invalid CRC - {source._tp}"  # noqa: SLF001
             raise CorruptRecordException(msg)
         if not _is_hidden(source, batch):
-            first_wanted = source.next_fetch_offset  # inside a batch when that offset was committed
-            taken += batch if batch.base_offset >= first_wanted else [r for r in batch if r.offset >= first_wanted]
+            # The first wanted offset lies inside a batch when that offset was committed.
+            found = batches.records_of(batch, source.next_fetch_offset)
+            if found is None:
+                continue
+            taken += found
         source.next_fetch_offset = batch.next_offset
     return taken
 

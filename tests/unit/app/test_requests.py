@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.requests import NO_DEADLINE, RequestDecoder, Requests, own_headers
+from app.record_reader import damaged
+from app.requests import NO_DEADLINE, Fault, RequestDecoder, Requests, own_headers
 from schemas.columns import NumberColumn, to_python
 from schemas.records import Status
 from schemas.registry import SchemaBook, load_schema
@@ -385,6 +386,21 @@ def test_a_mixture_keeps_its_order_and_its_good_rows(decoder: RequestDecoder, wr
         else:
             assert requests.status[row] == Status.INVALID
             assert requests.faults[row].message
+
+
+def test_what_the_reader_could_not_read_is_a_dead_letter_with_its_reason(
+    decoder: RequestDecoder, write: _Writer
+) -> None:
+    """Whatever bytes it has, also in a fetch of several partitions; a sound record beside it is a request."""
+    good = write(request(0))
+    sound = record_batch([good, good], [b"N0", b"N0"])
+    bad = damaged(record_batch([good, good, bytes(5000)], [None, b"N0", None], partition=1), {0: "cut", 2: "huge"})
+    alone = decoder.decode(bad)
+    assert alone.dead == {0: Fault("decode", "UnreadableRecord", "cut"), 2: Fault("decode", "UnreadableRecord", "huge")}
+    assert alone.rows.tolist() == [1]
+    first, second = decoder.decode_together([sound, bad])
+    assert (first.dead, second.dead) == ({}, alone.dead)
+    assert (first.rows.tolist(), second.rows.tolist()) == ([0, 1], [1])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import aiokafka.consumer.fetcher
 import faust
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.producer import AIOKafkaProducer
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.legacy_records import LegacyRecordBatch, LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP, ConsumerMessage
@@ -30,6 +32,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import app.transport
+from app.fetched_records import FetchedRecords
+from app.record_reader import DamagedBatch
 from app.transport import (
     BatchConsumer,
     BatchConsumerThread,
@@ -41,6 +45,8 @@ from app.transport import (
     append_records,
 )
 from schemas.records import RecordBatch
+from tests.kafka_batches import COMPRESS, record
+from tests.kafka_batches import batch as raw_batch
 from tests.samples import record_batch
 
 TOPIC = TP("score-requests", 3)
@@ -234,7 +240,7 @@ def _kafka_batch(base: int, values: list[bytes], *, producer: int = -1, transact
 def _fetch(
     raw: bytes, position: int, *, aborted: list[tuple[int, int]] | None = None, isolation: int = 0
 ) -> FetchResult:
-    source = PartitionRecords(TOPIC, MemoryRecords(raw), aborted, position, None, None, True, isolation)
+    source = PartitionRecords(TOPIC, FetchedRecords(raw), aborted, position, None, None, True, isolation)
     return FetchResult(TOPIC, assignment=_Assignment(position), partition_records=source, backoff=0)
 
 
@@ -314,6 +320,87 @@ def test_batches_of_aiokafka_have_the_attributes_that_we_read() -> None:
         b"a",
         [],
     )
+
+
+def test_aiokafka_reads_a_fetch_through_our_class() -> None:
+    """The fetcher looks the name up in its module each time, and finds ours there, which reads what its own does."""
+    assert aiokafka.consumer.fetcher.MemoryRecords is FetchedRecords
+    assert "records = MemoryRecords(part_data[-1])" in inspect.getsource(Fetcher._proc_fetch_request)
+    raw = _kafka_batch(5, [b"a"]) + _kafka_batch(6, [b"b"])
+    records = FetchedRecords(raw)
+    assert (records.has_next(), records.size_in_bytes(), records.raw) == (True, len(raw), raw)
+    assert [records.next_batch().base_offset, records.next_batch().base_offset] == [5, 6]
+    assert not records.has_next()
+
+
+def _values(result: FetchResult, max_records: int = 100) -> list[RecordBatch]:
+    drained = []
+    while result.has_more():
+        drained += _drain(result, max_records)
+    return drained
+
+
+@pytest.mark.parametrize("codec", COMPRESS)
+def test_an_odd_header_name_is_read_by_our_own_reader(codec: int) -> None:
+    """Aiokafka raises for a name that is not UTF-8; its record and its neighbours are delivered all the same."""
+    odd = raw_batch([record(b"a", headers=[(b"x\xff", b"1")]), record(b"b", place=1)], base=1, codec=codec)
+    [batch] = _values(_fetch(_kafka_batch(0, [b"first"]) + odd + _kafka_batch(3, [b"last"]), 0))
+    assert not isinstance(batch, DamagedBatch)
+    assert batch.values == [b"first", b"a", b"b", b"last"]
+    assert batch.headers[1] == (("x\\xff", b"1"),)
+    assert (batch.start_offset, batch.next_offset, batch.offsets.tolist()) == (0, 4, [0, 1, 2, 3])
+    [inside] = _values(_fetch(odd, 2))
+    assert (inside.values, inside.start_offset) == ([b"b"], 2)
+
+
+def test_a_batch_that_cannot_be_inflated_is_delivered_in_pieces() -> None:
+    """Each offset once, never more at a time than is asked for, and what follows is read."""
+    lost = raw_batch([b""] * 5, base=1, codec=4, body=b"not zstd")
+    batches = _values(_fetch(_kafka_batch(0, [b"first"]) + lost + _kafka_batch(6, [b"last"]), 0), 2)
+    assert [b.offsets.tolist() for b in batches] == [[0, 1], [2, 3], [4, 5], [6]]
+    assert all(a.next_offset == b.start_offset for a, b in pairwise(batches))
+    assert batches[0].values[1] == lost
+    unreadable = [b.unreadable if isinstance(b, DamagedBatch) else {} for b in batches]
+    assert [sorted(u) for u in unreadable] == [[1], [0, 1], [0, 1], []]
+    assert "a zstd batch is corrupt" in unreadable[0][1]
+
+
+def test_a_huge_record_of_a_small_batch_is_cut() -> None:
+    """Sent compressed, it is larger than any topic takes: it is delivered as damaged, its neighbours as they are."""
+    huge = raw_batch([record(b"a"), record(bytes(2**21), place=1), record(b"c", place=2)], codec=1)
+    [batch] = _values(_fetch(huge, 0))
+    assert isinstance(batch, DamagedBatch)
+    assert list(batch.unreadable) == [1]
+    assert (batch.values[0], len(batch.values[1] or b""), batch.values[2]) == (b"a", 2**20, b"c")
+
+
+def test_a_record_without_a_time_is_read() -> None:
+    """Brokers take a record without a timestamp; it is -1, as on the wire."""
+    [batch] = _values(_fetch(raw_batch([record(b"a"), record(b"b", place=1, later_ms=3)], first_ms=-1), 0))
+    assert batch.timestamps_ms.tolist() == [-1, 2]
+
+
+def _old_format() -> bytearray:
+    builder = LegacyRecordBatchBuilder(1, LegacyRecordBatch.CODEC_GZIP, 1000)
+    builder.append(0, 1000, b"k", b"value" * 20)
+    builder.append(1, 1001, b"k", b"other")
+    return bytearray(builder.build())
+
+
+def test_the_old_format_is_read() -> None:
+    """Logs that began before Kafka 0.11 may still hold it."""
+    [batch] = _values(_fetch(bytes(_old_format()), 0))
+    assert (batch.values, batch.offsets.tolist()) == ([b"value" * 20, b"other"], [0, 1])
+
+
+def test_a_broken_batch_of_the_old_format_stops_the_worker_with_a_remedy() -> None:
+    """Nothing of it can be saved, and going on would lose it: the message says how to go past it."""
+    broken = _old_format()
+    broken[-30:] = bytes(30)
+    source = PartitionRecords(TOPIC, FetchedRecords(bytes(broken)), None, 0, None, None, False, 0)
+    result = FetchResult(TOPIC, assignment=_Assignment(0), partition_records=source, backoff=0)
+    with pytest.raises(CorruptRecordException, match=r"offset 0 .* before Kafka 0\.11 and damaged .* --reset-offsets"):
+        _drain(result, 10)
 
 
 def test_a_fetch_travels_as_one_event() -> None:

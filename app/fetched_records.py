@@ -1,0 +1,110 @@
+"""The records of one fetch: read by aiokafka's C code, and what that cannot read by ours."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.record.memory_records import MemoryRecords
+
+from app.inflation import CannotInflate
+from app.record_reader import MAX_RECORD_BYTES, find_batch, inflated_batch, lost_records, read_records, without_excess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from app.record_reader import PlainRecord
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Rest:
+    """What is still to be taken of a batch that our own reader reads.
+
+    Attributes:
+        records: in order.
+        next_offset: first offset behind the batch.
+
+    """
+
+    records: Iterator[PlainRecord]
+    next_offset: int
+
+
+class FetchedRecords(MemoryRecords):  # type: ignore[misc]
+    """aiokafka's reader, with its bytes kept, so that a batch can be read a second time.
+
+    Attributes:
+        raw: the batches as they came.
+        rest: of a batch that the C code could not read; taken before the next batch.
+        is_suspect: whether a ``PlainRecord`` may be among the records taken.
+
+    """
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(raw)
+        self.raw = raw
+        self.rest: Rest | None = None
+        self.is_suspect = False
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a batch, or the rest of one, is left."""
+        return self.rest is not None or self.has_next()
+
+    def records_of(self, batch: Any, first_offset: int) -> list[Any] | None:  # noqa: ANN401 - C extension types
+        """The records of the batch from an offset on; None when they are to be taken as the ``rest``.
+
+        Raises:
+            CorruptRecordException: the batch is of a format before Kafka 0.11 and cannot be read; nothing can be saved
+                of it.
+
+        """
+        try:
+            if isinstance(batch, DefaultRecordBatch):
+                if batch.compression_type:
+                    return self._inflated(batch, first_offset)
+                if batch.base_offset >= first_offset:
+                    return list(batch)
+            return [record for record in batch if record.offset >= first_offset]
+        except Exception as exc:  # whatever it is, the same batch would only come again  # noqa: BLE001
+            self._read_again(batch, first_offset, exc)
+            return None
+
+    def take_rest(self, count: int) -> tuple[list[PlainRecord], int]:
+        """At most ``count`` records of the rest, and the first offset behind them."""
+        assert self.rest is not None
+        records = list(islice(self.rest.records, count))
+        if len(records) == count:
+            return records, records[-1].offset + 1
+        next_offset, self.rest = self.rest.next_offset, None
+        return records, next_offset
+
+    def _inflated(self, batch: Any, first_offset: int) -> list[Any]:  # noqa: ANN401
+        plain = inflated_batch(find_batch(self.raw, batch.base_offset))
+        records = [record for record in DefaultRecordBatch(plain) if record.offset >= first_offset]
+        if len(plain) <= MAX_RECORD_BYTES:
+            return records
+        self.is_suspect = True
+        return [without_excess(record) for record in records]
+
+    def _read_again(self, batch: Any, first_offset: int, problem: Exception) -> None:  # noqa: ANN401
+        if not isinstance(batch, DefaultRecordBatch):
+            msg = (
+                f"the batch at offset {first_offset} is of a format before Kafka 0.11 and damaged "
+                f"({problem!r}); move the group past it: kafka-consumer-groups --reset-offsets --to-offset"
+            )
+            raise CorruptRecordException(msg) from problem
+        raw = find_batch(self.raw, batch.base_offset)
+        try:
+            records = read_records(inflated_batch(raw), from_offset=first_offset)
+        except CannotInflate as exc:
+            records = lost_records(raw, str(exc), from_offset=first_offset)
+        log.warning("batch at offset %d is read record by record: %r", batch.base_offset, problem)
+        self.is_suspect = True
+        self.rest = Rest(map(without_excess, records), batch.next_offset)
