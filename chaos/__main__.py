@@ -8,11 +8,15 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.embedded.warm import prepare_fast_starts
 from chaos import results
 from chaos.catalogue import SCENARIOS, named
 from chaos.runner import run
+
+if TYPE_CHECKING:
+    from chaos.scenario import Profile
 
 SEEDS = (1, 2, 3)
 
@@ -46,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run_one(name: str, seed: int, given: argparse.Namespace) -> bool:
     _say(f"{name}, seed {seed}, {given.mode} ...")
     keep = given.keep / f"{name}-{given.mode}-{seed}" if given.keep else None
-    profile = "short" if given.short else "long"
+    profile: Profile = "short" if given.short else "long"
     result = asyncio.run(run(named(name), seed=seed, mode=given.mode, profile=profile, say=_say, keep=keep))
     results.save(result)
     _say(f"{name}, seed {seed}: {'kept' if result.has_passed else 'BROKEN'} after {result.seconds} s; {result.figures}")

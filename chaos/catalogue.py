@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chaos.scenarios import workers
+from chaos.scenarios import brokers, links, monitors, soak, stores, workers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chaos.scenario import Scenario
 
-SCENARIOS: Sequence[Scenario] = (*workers.SCENARIOS,)
+SCENARIOS: Sequence[Scenario] = (
+    *workers.SCENARIOS,
+    *brokers.SCENARIOS,
+    *links.SCENARIOS,
+    *stores.SCENARIOS,
+    *monitors.SCENARIOS,
+    *soak.SCENARIOS,
+)
 
 
 def named(name: str) -> Scenario:

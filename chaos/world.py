@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import shutil
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -136,6 +137,14 @@ class World:
     def monitor_group(self) -> str:
         """Consumer group of the monitors."""
         return f"{self.deployment}-monitor"
+
+    def transactional_id(self, partition: int) -> str:
+        """Under which a worker writes the answers of a partition, with ``exactly_once``."""
+        return f"{self.group}-{topic_names.REQUESTS}-{partition}"
+
+    def delete_monitor_store(self) -> None:
+        """Delete what the monitors have on disk."""
+        shutil.rmtree(self.folder / "monitor", ignore_errors=True)
 
     @property
     def settings(self) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 from chaos.scenario import scenario
@@ -20,7 +21,7 @@ async def kill_loop(world: World) -> None:
         await world.pause(0.0, 0.3)
         victim.kill()
         await world.look_at_commits()
-    world.extra["kills"] = sum(len(worker.exit_codes) for worker in world.workers)
+    world.extra["kills"] = sum(worker.exit_codes.count(-signal.SIGKILL) for worker in world.workers)
 
 
 @scenario("zombie", workers=2)
