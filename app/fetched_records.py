@@ -46,16 +46,12 @@ class FetchedRecords(MemoryRecords):  # type: ignore[misc]
 
     """
 
-    def __init__(self, raw: bytes) -> None:
-        super().__init__(raw)
-        self.raw = raw
-        self.rest: Rest | None = None
-        self.is_suspect = False
+    rest: Rest | None = None
+    is_suspect = False
 
-    @property
-    def has_more(self) -> bool:
-        """Whether a batch, or the rest of one, is left."""
-        return self.rest is not None or self.has_next()
+    def __init__(self, raw: bytes) -> None:
+        MemoryRecords.__init__(self, raw)  # super() costs, and there is one of these for each partition and fetch
+        self.raw = raw
 
     def records_of(self, batch: Any, first_offset: int) -> list[Any] | None:  # noqa: ANN401 - C extension types
         """The records of the batch from an offset on; None when they are to be taken as the ``rest``.
@@ -101,10 +97,10 @@ class FetchedRecords(MemoryRecords):  # type: ignore[misc]
             )
             raise CorruptRecordException(msg) from problem
         raw = find_batch(self.raw, batch.base_offset)
-        try:
+        if isinstance(problem, CannotInflate):
+            records = lost_records(raw, str(problem), from_offset=first_offset)
+        else:
             records = read_records(inflated_batch(raw), from_offset=first_offset)
-        except CannotInflate as exc:
-            records = lost_records(raw, str(exc), from_offset=first_offset)
         log.warning("batch at offset %d is read record by record: %r", batch.base_offset, problem)
         self.is_suspect = True
         self.rest = Rest(map(without_excess, records), batch.next_offset)

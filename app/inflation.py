@@ -18,6 +18,8 @@ XERIAL_HEADER_BYTES = 16
 GZIP_WINDOW = 31
 """zlib's way to say: a gzip header, with the largest window."""
 MIB = 2**20
+STEP_BYTES = MIB
+"""Inflated at a time, so that a bomb is noticed before it is there."""
 
 
 class CannotInflate(ValueError):
@@ -69,23 +71,20 @@ class _TooLarge(Exception):
 
 
 def _gzip(data: bytes, limit_bytes: int) -> bytes:
-    parts = list(_gzip_members(data, limit_bytes))
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _gzip_members(data: bytes, limit_bytes: int) -> Iterator[bytes]:
-    room = limit_bytes
+    whole = bytearray()
     while data.rstrip(b"\0"):
         member = zlib.decompressobj(GZIP_WINDOW)
-        part = member.decompress(data, room + 1)
-        if len(part) > room:
-            raise _TooLarge
-        if not member.eof:
-            msg = "it ends too early"
-            raise ValueError(msg)
-        room -= len(part)
+        while not member.eof:
+            step = member.decompress(data, STEP_BYTES)
+            data = member.unconsumed_tail
+            if not step and not data and not member.eof:
+                msg = "it ends too early"
+                raise ValueError(msg)
+            whole += step
+            if len(whole) > limit_bytes:
+                raise _TooLarge
         data = member.unused_data
-        yield part
+    return bytes(whole)
 
 
 def _snappy(data: bytes, limit_bytes: int) -> bytes:

@@ -232,11 +232,10 @@ def _drain(result: FetchResult, max_records: int) -> list[RecordBatch]:
     records = _take_records(source, max_records)
     result._update_position()  # noqa: SLF001
     next_offset = source.next_fetch_offset
-    if not source._records.has_more:  # noqa: SLF001
+    batches: FetchedRecords = source._records  # noqa: SLF001
+    if batches.rest is None and not batches.has_next():
         result._partition_records = None  # noqa: SLF001
-    if not records:
-        return []
-    return [_record_batch(tp, records, start, next_offset, is_suspect=source._records.is_suspect)]  # noqa: SLF001
+    return [_record_batch(tp, records, start, next_offset, is_suspect=batches.is_suspect)] if records else []
 
 
 def _record_batch(tp: TP, records: list[Any], start: int, next_offset: int, *, is_suspect: bool) -> RecordBatch:
@@ -273,11 +272,13 @@ def _take_records(source: PartitionRecords, max_records: int) -> list[Any]:
     """Records of the next Kafka batches, as ``PartitionRecords._unpack_records`` would yield them."""
     taken: list[Any] = []
     batches: FetchedRecords = source._records  # noqa: SLF001
-    while batches.has_more and len(taken) < max_records:
+    while len(taken) < max_records:
         if batches.rest is not None:
             records, source.next_fetch_offset = batches.take_rest(max_records - len(taken))
             taken += records
             continue
+        if not batches.has_next():
+            break
         batch = batches.next_batch()
         if source._check_crcs and not batch.validate_crc():  # noqa: SLF001
             msg = f"Invalid CRC - {source._tp}"  # noqa: SLF001

@@ -24,6 +24,12 @@ def test_what_was_compressed_comes_back(codec: int, data: bytes) -> None:
     assert inflate(codec, COMPRESS[codec](data), LIMIT) == data
 
 
+def test_a_large_batch_is_inflated_step_by_step() -> None:
+    """What takes many steps comes out whole, also where a step ends just at the end of the input."""
+    for size in (2**20 - 1, 2**20, 2**20 + 1, 5 * 2**20):
+        assert inflate(1, gzip.compress(bytes(size)), 8 * LIMIT) == bytes(size)
+
+
 def test_gzip_members_follow_one_another() -> None:
     """A gzip stream may be several, and may end in zeros."""
     assert inflate(1, gzip.compress(b"ab") + gzip.compress(b"c") + b"\0\0", LIMIT) == b"abc"
@@ -38,7 +44,7 @@ def test_a_bomb_is_stopped_at_the_limit(codec: int) -> None:
         inflate(codec, bomb, LIMIT)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 3 * LIMIT + 2 * len(bomb)
+    assert peak < 5 * LIMIT + 2 * len(bomb)
 
 
 @pytest.mark.parametrize("codec", CODECS)
