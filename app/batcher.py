@@ -12,9 +12,10 @@ Rules, the first that holds:
 5. idle: the device is free, and the hold that ``hold.py`` has learned for the first row of a quiet spell is over. When
    rows come one by one it is zero: a lone row fires at once, whatever the window.
 
-How many rows come along is decided when it fires. Rows that can no longer be answered in time take no place. When the
-largest batch would take longer than the deadlines allow, that size is chosen which answers most rows in time for each
-second of the device: of two that are equally good the smaller one, so that the rows behind it wait less.
+How many rows come along is decided when it fires. Rows that can no longer be answered in time take no place, and when
+more wait than fit, neither do those that would be answered in time with luck only: others take theirs. When the largest
+batch would take longer than the deadlines allow, that size is chosen which answers most rows in time for each second of
+the device; among equally good ones a large one, as long as the rows behind it do not lose much of their time to it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ COST_SMOOTHING = 0.2
 DOUBT = 0.9
 """What is left of the learned costs when they would let no row through: a cost that is not tried is not learned."""
 NEARLY_BEST = 0.9
-"""A smaller batch is taken when it answers this share of what the best size answers in time."""
+"""Sizes that answer this share of what the best one answers in time are as good."""
+PATIENCE = 0.25
+"""Of those the largest is taken that lets the rows behind it wait no longer than this share of the time they have."""
 MIN_RUN_S = 1e-6
 """Stands for a run time that is not known yet."""
 MEAN_SMOOTHING, DEVIATION_SMOOTHING, DEVIATIONS = 1 / 8, 1 / 4, 4
@@ -68,7 +71,7 @@ class Taken:
     Attributes:
         slices: the rows, in order of arrival.
         planned_s: monotonic; when the device should be done with them.
-        in_time_s: monotonic; a deadline up to this cannot be met.
+        in_time_s: monotonic; rows with a deadline up to this do not go to the device.
 
     """
 
@@ -159,9 +162,14 @@ class LearnedBound:
         self._mean_s += MEAN_SMOOTHING * (seconds - self._mean_s)
 
     @property
+    def mean_s(self) -> float:
+        """The mean; 0 while nothing is known."""
+        return self._mean_s or 0.0
+
+    @property
     def seconds(self) -> float:
         """The bound; 0 while nothing is known."""
-        return 0.0 if self._mean_s is None else self._mean_s + DEVIATIONS * self._deviation_s
+        return self.mean_s + DEVIATIONS * self._deviation_s
 
 
 @dataclass(slots=True)
@@ -288,7 +296,7 @@ class MicroBatcher:
         """
         limit = self._limit(now_s, device_free_s)
         planned_s = self._planned_s(min(limit, self.waiting_rows), now_s, device_free_s)
-        in_time_s = planned_s + self.beyond.seconds
+        in_time_s = self._in_time_s(limit, planned_s)
         room, extra = limit, MAX_LATE_BATCHES * self.max_batch_size
         slices: list[Slice] = []
         while self._waiting:
@@ -329,22 +337,47 @@ class MicroBatcher:
         full = min(self.waiting_rows, self.max_batch_size)
         if not full:
             return self.max_batch_size
-        in_time_s = self._planned_s(full, now_s, device_free_s) + self.beyond.seconds
-        if all(w.deadline_s > in_time_s for w in self._waiting):
+        if not self._is_tight(self._planned_s(full, now_s, device_free_s)):
             return self.max_batch_size
-        deadlines_s = np.concatenate([w.left_s() for w in self._waiting])
+        deadlines_s = self._deadlines_s()
         sizes = [2**power for power in range(_bucket(full))] + [full]
         rates = []
         for rows in sizes:
-            in_time_s = self._planned_s(rows, now_s, device_free_s) + self.beyond.seconds
+            in_time_s = self._planned_s(rows, now_s, device_free_s) + self.beyond.mean_s
             alive = min(int(np.count_nonzero(deadlines_s > in_time_s)), rows)
             rates.append(alive / max(self.run.of(alive), MIN_RUN_S) if alive else 0.0)
         best = max(rates)
         if not best:
-            if (deadlines_s > now_s).any():
+            if (deadlines_s > now_s + self.prepare.of(1) + self.beyond.mean_s).any():
                 self.run.doubt()
             return self.max_batch_size
-        return next(rows for rows, rate in zip(sizes, rates, strict=True) if rate >= NEARLY_BEST * best)
+        good = [rows for rows, rate in zip(sizes, rates, strict=True) if rate >= NEARLY_BEST * best]
+        patience_s = (float(np.median(deadlines_s)) - now_s) * PATIENCE
+        return max((rows for rows in good if self.run.of(rows) <= patience_s), default=good[0])
+
+    def _in_time_s(self, limit: int, planned_s: float) -> float:
+        """Up to which deadline rows are left out.
+
+        Up to ``planned_s`` in any case. Rows beyond it may still be late; they are left out, those with the least time
+        first, as long as more wait than fit.
+        """
+        if self.waiting_rows <= limit or not self._is_tight(planned_s):
+            return planned_s
+        deadlines_s = self._deadlines_s()
+        possible = deadlines_s[deadlines_s > planned_s]
+        surplus = len(possible) - limit
+        if surplus <= 0:
+            return planned_s
+        surplus_s = float(np.partition(possible, surplus - 1)[surplus - 1])
+        return max(planned_s, min(planned_s + self.beyond.seconds, surplus_s))
+
+    def _is_tight(self, planned_s: float) -> bool:
+        """Whether a row might miss its deadline in a batch that the device is done with at ``planned_s``."""
+        in_time_s = planned_s + self.beyond.seconds
+        return any(w.deadline_s <= in_time_s for w in self._waiting)
+
+    def _deadlines_s(self) -> NDArray[np.float64]:
+        return np.concatenate([w.left_s() for w in self._waiting])
 
 
 def _fitting(waiting: _Waiting, room: int, extra: int, in_time_s: float) -> tuple[int, int]:

@@ -258,7 +258,7 @@ class ScoringPipeline:
         while True:
             batch = await self._compute_queue.get()
             run_s = self._batcher.run.of(len(batch.live))
-            expire(batch, int((self._wall_s() + run_s + self._batcher.beyond.seconds) * 1000))
+            expire(batch, int((self._wall_s() + run_s) * 1000))
             started_s = batch.marks_s["start"] = self._now_s()
             self._device_free_s = started_s + run_s
             self._arrived.set()  # there is room for one micro-batch ahead

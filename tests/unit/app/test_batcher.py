@@ -225,11 +225,37 @@ def test_a_cost_that_lets_nothing_through_is_doubted() -> None:
     pytest.fail("60 requests expired for a device that may be fast again")
 
 
-def test_what_came_on_top_of_the_plan_is_planned_for() -> None:
-    """Deadlines that leave too little for encoding and acknowledgement cannot be met."""
+def test_a_row_that_may_be_late_gives_its_place_to_one_that_is_not() -> None:
+    """With more rows than places, those go to the device that leave enough for encoding and acknowledgement."""
+    batcher = MicroBatcher(max_batch_size=2, window_s=0.005)
+    for _ in range(100):
+        batcher.beyond.learn(0.020)
+    batcher.run.learn(2, 0.001)
+    batcher.add("a", rows=4, now_s=0.0, deadlines_s=np.array([0.010, 0.015, 0.1, 0.1]))
+    taken = batcher.take(now_s=0.0, device_free_s=FREE)
+    assert taken.slices == [Slice("a", 0, 4)]
+    assert 0.010 < taken.in_time_s < 0.1
+
+
+def test_a_row_that_may_be_late_is_tried_when_there_is_room() -> None:
+    """Nobody is helped by leaving a place empty: only a row that cannot be in time is left out."""
     batcher = MicroBatcher(max_batch_size=4, window_s=0.005)
     for _ in range(100):
         batcher.beyond.learn(0.020)
-    batcher.run.learn(1, 0.001)
-    batcher.add("a", rows=1, now_s=0.0, deadlines_s=np.array([0.1]))
-    assert batcher.take(now_s=0.0, device_free_s=FREE).in_time_s == pytest.approx(0.021)
+    batcher.run.learn(4, 0.001)
+    batcher.add("a", rows=4, now_s=0.0, deadlines_s=np.array([0.0005, 0.010, 0.1, 0.1]))
+    taken = batcher.take(now_s=0.0, device_free_s=FREE)
+    assert 0.0005 < taken.in_time_s < 0.010
+
+
+def test_no_more_rows_are_left_out_than_others_take_the_place_of() -> None:
+    """Three rows for two places: one is left out, the one with the least time."""
+    batcher = MicroBatcher(max_batch_size=2, window_s=0.005)
+    for _ in range(100):
+        batcher.beyond.learn(0.020)
+    batcher.run.learn(2, 0.001)
+    batcher.add("a", rows=3, now_s=0.0, deadlines_s=np.array([0.012, 0.010, 0.014]))
+    taken = batcher.take(now_s=0.0, device_free_s=FREE)
+    assert taken.slices == [Slice("a", 0, 3)]
+    assert taken.in_time_s < 0.012
+    assert taken.in_time_s == pytest.approx(0.010)
