@@ -73,6 +73,10 @@ bench: $(PEERS) ## Install the peers too and measure against them.
 bench-gpu: $(INSTALLED) ## Pipeline against a bare torch loop, on CUDA if there is one; no broker.
 	@exec $(PYTHON) -m bench gpu $(ARGS)
 
+.PHONY: chaos
+chaos: $(INSTALLED) ## Kill, freeze and cut off real brokers, store and workers, account for every record (hours).
+	@exec $(PYTHON) -m chaos $(ARGS)
+
 up: $(INSTALLED) ## Start Kafka and the store in the background.
 	@$(PYTHON) -m app.cli up --detach $(ARGS)
 

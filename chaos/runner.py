@@ -14,6 +14,7 @@ from chaos import evidence, monitor_evidence
 from chaos.outcome_verdict import judge_monitors
 from chaos.verdict import judge
 from chaos.world import World
+from schemas import topic_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,9 +109,13 @@ async def _harm_and_judge(world: World, result: Result) -> None:
     codes = await world.drain()
     result.problems += [f"{name} ended with {code} when asked to end" for name, code in codes.items() if code]
     result.problems += [f"the load failed: {failure}" for failure in world.load.failures[:3]]
-    verdict = judge(await evidence.gather(world.judge, world.load, world.workload, world.commits), world.mode)
+    found = await evidence.gather(world.judge, world.load, world.workload, world.commits)
+    verdict = judge(found, world.mode)
     result.problems += verdict.problems
     result.figures |= verdict.figures
+    # What a kill left in an open transaction stands on the topic and is committed to nobody.
+    everything = await world.judge.read(topic_names.SCORES, "read_uncommitted")
+    result.figures["aborted_scores"] = len(everything) - len(found.scores)
 
 
 async def _judge_monitors(world: World, result: Result) -> None:

@@ -117,6 +117,17 @@ class World:
 
         await until(is_there, f"{answers} more answers", timeout_s=timeout_s)
 
+    async def serving_worker(self) -> ServiceProcess:
+        """One of the scoring workers that have partitions now; waits for one."""
+        serving: list[ServiceProcess] = []
+
+        async def is_any() -> bool:
+            serving[:] = [worker for worker in self.workers if await worker.is_ready()]
+            return bool(serving)
+
+        await until(is_any, "a worker that serves")
+        return self.rng.choice(serving)
+
     async def look_at_commits(self) -> None:
         """Note what the group has committed and, asked for afterwards, where the answers end."""
         committed = await self.judge.committed(self.group, topic_names.REQUESTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING
 
 from chaos.scenario import scenario
@@ -12,16 +11,17 @@ if TYPE_CHECKING:
     from chaos.world import World
 
 
-@scenario("kill-loop", workers=2)
+@scenario("kill-loop", workers=3)
 async def kill_loop(world: World) -> None:
-    """A worker is killed (-9) in mid-stream, again and again, poison in the stream."""
-    for _ in range(world.pick(short=12, long=200)):
-        victim = world.rng.choice(world.workers)
-        await world.progress(50)
+    """A serving worker is killed (-9) in mid-stream, again and again, poison in the stream."""
+    kills = world.pick(short=12, long=200)
+    for _ in range(kills):
+        victim = await world.serving_worker()
+        await world.progress(20)
         await world.pause(0.0, 0.3)
         victim.kill()
         await world.look_at_commits()
-    world.extra["kills"] = sum(worker.exit_codes.count(-signal.SIGKILL) for worker in world.workers)
+    world.extra["kills"] = kills
 
 
 @scenario("zombie", workers=2)
