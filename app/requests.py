@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from schemas.records import RecordBatch, Status
 from schemas.wire import HEADER_BYTES, NOT_FRAMED, schema_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from schemas.columnar import Decoder
     from schemas.records import Headers
     from schemas.registry import SchemaBook
+
+T = TypeVar("T")
 
 NO_DEADLINE = np.iinfo(np.int64).max
 DEADLINE_HEADER = "x-deadline-unix-ms"
@@ -102,6 +104,20 @@ class _Plan:
     error: Fault | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Ids that were fetched before this attempt, and those that it found wanting."""
+
+    asked: set[int]
+    schema_ids: set[int] = field(default_factory=set)
+
+
+class _SchemasWanted(Exception):
+    def __init__(self, schema_ids: set[int]) -> None:
+        super().__init__(sorted(schema_ids))
+        self.schema_ids = schema_ids
+
+
 class RequestDecoder:
     """Decodes and checks requests for one model.
 
@@ -118,6 +134,7 @@ class RequestDecoder:
         self._features = [f for f in spec.features if f.source == "request"]
         self._max_request_bytes = max_request_bytes
         self._plans: dict[int, _Plan | Fault] = {}
+        self._wanted: _Wanted | None = None  # None outside of ``with_schemas``
 
     def decode(self, batch: RecordBatch) -> Requests:
         """Every record of the batch, either as a request or as a dead letter; never raises for what is in a record."""
@@ -132,6 +149,8 @@ class RequestDecoder:
             group = self._decode_group(batch, int(schema_id), members, dead)
             if group is not None:
                 groups.append(group)
+        if self._wanted is not None and self._wanted.schema_ids:
+            raise _SchemasWanted(self._wanted.schema_ids)
         if not groups:
             return self._assembled(batch, np.zeros(0, np.int64), [], dead)
         order = np.argsort(np.concatenate([rows for rows, _, _ in groups]), kind="stable")
@@ -150,6 +169,26 @@ class RequestDecoder:
         rows = np.searchsorted(whole.rows, edges).tolist()
         starts = edges.tolist()
         return [_cut(whole, batches[i], starts[i], rows[i], rows[i + 1]) for i in range(len(batches))]
+
+    async def with_schemas(self, decode: Callable[[], T]) -> T:
+        """What ``decode`` returns, with every schema that it needs fetched first if it can be; never blocks the loop.
+
+        Costs nothing while all ids are known: that one is not shows only when its records are decoded.
+
+        Args:
+            decode: calls ``decode`` or ``decode_together`` of this decoder; it may be called again.
+
+        """
+        asked: set[int] = set()
+        while True:
+            self._wanted = _Wanted(asked)
+            try:
+                return decode()
+            except _SchemasWanted as wanted:
+                await self._book.fetch(wanted.schema_ids)
+                asked |= wanted.schema_ids  # each is known now, or a dead letter
+            finally:
+                self._wanted = None
 
     def _mark_oversized(self, batch: RecordBatch, ids: NDArray[np.int64], dead: dict[int, Fault]) -> None:
         sizes = [0 if value is None else len(value) for value in batch.values]
@@ -194,9 +233,16 @@ class RequestDecoder:
         return plan
 
     def _new_plan(self, schema_id: int) -> _Plan | Fault:
-        schema, decoder = self._book.schema(schema_id), self._book.decoder(schema_id)
+        may_ask = self._wanted is None
+        if self._wanted is not None and schema_id not in self._wanted.asked and self._book.is_askable(schema_id):
+            self._wanted.schema_ids.add(schema_id)
+        schema = self._book.schema(schema_id, may_ask=may_ask)
+        decoder = self._book.decoder(schema_id, may_ask=may_ask)
         if schema is None:
-            message = f"schema id {schema_id} is unknown; register the schema, or put its .avsc into the schema folder"
+            message = (
+                f"schema id {schema_id} is unknown, or the registry does not answer; register the schema, or put its "
+                ".avsc into the schema folder, then replay the dead letters"
+            )
             return Fault("schema", "UnknownSchema", message)
         if decoder is None:
             return Fault("schema", "RefusedSchema", f"schema id {schema_id} is recursive or has items without bytes")

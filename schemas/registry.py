@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import logging
+import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 LOCAL_ID_BASE = 2**30
 """Ids made from fingerprints lie here and above, so that they never collide with a registry's."""
 REGISTRY_TIMEOUT_S = 2.0
@@ -25,6 +31,9 @@ MAX_UNKNOWN = 256
 """Unknown ids asked for within ``ASK_AGAIN_S``; they come from outside, and must not flood the registry."""
 ASK_AGAIN_S = 10.0
 """An id that the registry did not know, or did not answer for, is asked for again after this long."""
+ASKERS = 4
+"""Questions to the registry at a time."""
+_SILENT: dict[str, Any] = {}
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 
 
@@ -73,6 +82,10 @@ def is_compatible(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     return None
 
 
+class RegistrySilent(RegistryError):
+    """The registry cannot be reached or does not answer in time; another question would wait as long."""
+
+
 class SchemaBook:
     """All schemas that a process knows, by id, and their decoders.
 
@@ -90,6 +103,8 @@ class SchemaBook:
         self._by_id: dict[int, dict[str, Any]] = {}
         self._decoders: dict[int, Decoder | None] = {}
         self._unknown: dict[int, float] = {}
+        self._silent_s = -math.inf
+        self._askers = ThreadPoolExecutor(ASKERS, thread_name_prefix="registry")  # no thread before the first question
         self._registry = _registry_client(registry_url) if registry_url else None
         for path in sorted(folder.rglob("*.avsc")) if folder else ():
             self._learn(json.loads(path.read_text()), str(path.name))
@@ -113,16 +128,23 @@ class SchemaBook:
         self._by_id[schema_id] = schema
         return schema_id
 
-    def schema(self, schema_id: int) -> dict[str, Any] | None:
-        """The schema behind an id; None when nobody knows it. Asks the registry once for a new id."""
-        if schema_id not in self._by_id and self._registry is not None and 0 <= schema_id < LOCAL_ID_BASE:
-            self._fetch(schema_id)
+    def schema(self, schema_id: int, *, may_ask: bool = True) -> dict[str, Any] | None:
+        """The schema behind an id; None when nobody knows it.
+
+        Args:
+            schema_id: any number.
+            may_ask: ask the registry for an id that is new here, which takes up to ``REGISTRY_TIMEOUT_S``; on an event
+                loop ``fetch`` it first and pass False.
+
+        """
+        if may_ask and self.is_askable(schema_id):
+            self._learn_answer(schema_id, self._answer(schema_id))
         return self._by_id.get(schema_id)
 
-    def decoder(self, schema_id: int) -> Decoder | None:
+    def decoder(self, schema_id: int, *, may_ask: bool = True) -> Decoder | None:
         """Cached decoder for the records of an id; None when the id is unknown or its schema is refused."""
         if schema_id not in self._decoders:
-            schema = self.schema(schema_id)
+            schema = self.schema(schema_id, may_ask=may_ask)
             if schema is None:
                 return None
             try:
@@ -130,6 +152,36 @@ class SchemaBook:
             except SchemaNotSupported:
                 self._decoders[schema_id] = None
         return self._decoders[schema_id]
+
+    def is_askable(self, schema_id: int) -> bool:
+        """Whether the registry is worth asking for an id: it is a registry's, new here, and was not asked for lately.
+
+        A registry that did not answer is not asked for anything for ``ASK_AGAIN_S``: records of unknown ids are dead
+        letters meanwhile, and those of known ones never wait for it.
+        """
+        if schema_id in self._by_id or self._registry is None or not 0 <= schema_id < LOCAL_ID_BASE:
+            return False
+        recent_s = time.monotonic() - ASK_AGAIN_S
+        while self._unknown and next(iter(self._unknown.values())) <= recent_s:  # the oldest stands first
+            del self._unknown[next(iter(self._unknown))]
+        return self._silent_s <= recent_s and schema_id not in self._unknown and len(self._unknown) < MAX_UNKNOWN
+
+    async def fetch(self, schema_ids: Iterable[int]) -> None:
+        """Ask the registry for ids that are new here, in threads, together at most ``REGISTRY_TIMEOUT_S``.
+
+        Afterwards each of them is known, or not askable for a while. Costs nothing when all are known.
+        """
+        wanted = [schema_id for schema_id in schema_ids if self.is_askable(schema_id)][:MAX_UNKNOWN]
+        if not wanted or self._registry is None:
+            return
+        loop = asyncio.get_running_loop()
+        asked = {loop.run_in_executor(self._askers, self._answer, schema_id): schema_id for schema_id in wanted}
+        done, late = await asyncio.wait(asked, timeout=REGISTRY_TIMEOUT_S)
+        for answer in done:
+            self._learn_answer(asked[answer], answer.result())
+        for answer in late:
+            answer.cancel()
+            self._learn_answer(asked[answer], _SILENT)
 
     def ids(self) -> Iterable[int]:
         """All known ids."""
@@ -144,20 +196,29 @@ class SchemaBook:
             raise ValueError(msg)
         return schema_id
 
-    def _fetch(self, schema_id: int) -> None:
-        now_s = time.monotonic()
-        self._unknown = {known: at_s for known, at_s in self._unknown.items() if now_s < at_s + ASK_AGAIN_S}
-        if schema_id in self._unknown or len(self._unknown) >= MAX_UNKNOWN:
-            return
+    def _answer(self, schema_id: int) -> dict[str, Any] | None:
+        """What the registry says, from any thread; None for an unknown id, ``_SILENT`` when it says nothing."""
         assert self._registry is not None
         try:
             answer = _ask(self._registry, "GET", f"schemas/ids/{schema_id}", None)
-            schema = json.loads(answer["schema"])
+            schema: dict[str, Any] = json.loads(answer["schema"])
             _parse(schema)
+        except RegistrySilent:
+            return _SILENT
         except (RegistryError, ValueError, KeyError):
-            self._unknown[schema_id] = now_s
+            return None
+        return schema
+
+    def _learn_answer(self, schema_id: int, answer: dict[str, Any] | None) -> None:
+        if answer is not None and answer is not _SILENT:
+            self._by_id[schema_id] = answer
             return
-        self._by_id[schema_id] = schema
+        now_s = time.monotonic()
+        self._unknown.pop(schema_id, None)
+        self._unknown[schema_id] = now_s
+        if answer is _SILENT:
+            self._silent_s = now_s
+            log.warning("the schema registry does not answer; records of new schema ids are dead letters until it does")
 
 
 def read_releases(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -212,7 +273,7 @@ def _ask(client: httpx.Client, method: str, path: str, body: object) -> dict[str
         response = client.request(method, path, json=body, headers={"Content-Type": CONTENT_TYPE})
     except httpx.HTTPError as exc:
         msg = f"schema registry {client.base_url.host} does not answer ({exc}); start it, or unset SCHEMA_REGISTRY_URL"
-        raise RegistryError(msg) from exc
+        raise RegistrySilent(msg) from exc
     if not response.is_success:
         msg = f"schema registry refuses {method} {path}: {response.status_code} {response.text[:300]}"
         raise RegistryError(msg)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import json
 import math
+import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +22,7 @@ from schemas.records import Status
 from schemas.registry import SchemaBook, load_schema
 from schemas.wire import frame_header
 from tests.samples import EVENT_TIME_US, TOPIC, framed, record_batch, request, sample_request_schema, sample_spec
+from tests.schema_registry import running_registry
 
 if TYPE_CHECKING:
     from schemas.records import Headers
@@ -386,6 +391,27 @@ def test_a_mixture_keeps_its_order_and_its_good_rows(decoder: RequestDecoder, wr
         else:
             assert requests.status[row] == Status.INVALID
             assert requests.faults[row].message
+
+
+async def test_new_ids_are_fetched_before_their_records_are_decoded() -> None:
+    """All ids of a fetch at once, before anything is a dead letter; the loop goes on while the registry thinks."""
+    with running_registry() as (url, registry):
+        registry.schemas[7] = json.dumps(SCHEMA)
+        registry.gate = threading.Event()
+        decoder = RequestDecoder(SchemaBook(None, url), sample_spec(), max_request_bytes=4096)
+        good, unknown = framed(SCHEMA, 7, request(0)), frame_header(9) + b"x"
+        batches = [record_batch([good], [b"N0"]), record_batch([good, unknown], [b"N0", b"N0"], partition=1)]
+        decoding = asyncio.create_task(decoder.with_schemas(partial(decoder.decode_together, batches)))
+        async with asyncio.timeout(30):
+            while len(registry.requests) < 2:  # noqa: ASYNC110 - the questions arrive in other threads
+                await asyncio.sleep(0.001)
+        registry.gate.set()
+        first, second = await decoding
+        assert [len(first), len(second)] == [1, 1]
+        assert second.dead[1].error_class == "UnknownSchema"
+        assert "or the registry does not answer" in second.dead[1].message
+        assert len(await decoder.with_schemas(partial(decoder.decode, batches[0]))) == 1
+        assert sorted(registry.requests) == ["/schemas/ids/7", "/schemas/ids/9"]
 
 
 def test_what_the_reader_could_not_read_is_a_dead_letter_with_its_reason(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,10 +20,13 @@ from schemas.registry import (
     local_id,
     subject,
 )
+from tests.schema_registry import running_registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.schema_registry import RegistryHandler
 
 A: dict[str, Any] = {"type": "record", "name": "A", "namespace": "n", "fields": [{"name": "x", "type": "int"}]}
 WITH_DEFAULT: dict[str, Any] = {**A, "fields": [{"name": "x", "type": "int", "default": 1}]}
@@ -124,56 +127,14 @@ def test_compatibility_says_what_is_wrong() -> None:
     assert "int" in problem
 
 
-class _Registry(BaseHTTPRequestHandler):
-    """Registers and serves schemas; refuses subjects that start with ``refused``."""
-
-    schemas: ClassVar[dict[int, str]] = {}
-    requests: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.requests.append(self.path)
-        schema_id = int(self.path.rsplit("/", 1)[1])
-        if schema_id in self.schemas:
-            self._answer(200, {"schema": self.schemas[schema_id]})
-        else:
-            self._answer(404, {"error_code": 40403, "message": "Schema not found"})
-
-    def do_POST(self) -> None:
-        self.requests.append(self.path)
-        schema = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["schema"]
-        if "refused" in self.path:
-            self._answer(409, {"error_code": 409, "message": "Schema being registered is incompatible"})
-            return
-        known = {text: number for number, text in self.schemas.items()}
-        schema_id = known.get(schema, len(known) + 1)
-        self.schemas[schema_id] = schema
-        self._answer(200, {"id": schema_id})
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def _answer(self, code: int, body: dict[str, Any]) -> None:
-        raw = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/vnd.schemaregistry.v1+json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-
 @pytest.fixture
-def registry() -> Iterator[tuple[str, type[_Registry]]]:
+def registry() -> Iterator[tuple[str, type[RegistryHandler]]]:
     """Address of a registry, and its handler with what it saw."""
-    handler = type("Handler", (_Registry,), {"schemas": {}, "requests": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", handler
-        server.shutdown()
-        thread.join()
+    with running_registry() as started:
+        yield started
 
 
-def test_a_registry_gives_the_ids(registry: tuple[str, type[_Registry]]) -> None:
+def test_a_registry_gives_the_ids(registry: tuple[str, type[RegistryHandler]]) -> None:
     """Schemas are registered under topic and record name; both the given and the local id are read."""
     url, handler = registry
     book = SchemaBook(None, url)
@@ -184,7 +145,7 @@ def test_a_registry_gives_the_ids(registry: tuple[str, type[_Registry]]) -> None
     assert book.decoder(local_id(A)) is not None
 
 
-def test_a_foreign_id_is_asked_for_once(registry: tuple[str, type[_Registry]]) -> None:
+def test_a_foreign_id_is_asked_for_once(registry: tuple[str, type[RegistryHandler]]) -> None:
     """A producer's new schema is fetched when its first record comes, and an unknown id costs one question."""
     url, handler = registry
     handler.schemas[77] = json.dumps(A)
@@ -197,7 +158,7 @@ def test_a_foreign_id_is_asked_for_once(registry: tuple[str, type[_Registry]]) -
 
 
 def test_an_unknown_id_is_asked_for_again_later(
-    registry: tuple[str, type[_Registry]], monkeypatch: pytest.MonkeyPatch
+    registry: tuple[str, type[RegistryHandler]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A registry that was down, or a schema registered late, costs dead letters for some seconds, not for ever."""
     url, handler = registry
@@ -209,7 +170,7 @@ def test_an_unknown_id_is_asked_for_again_later(
     assert book.schema(78) == A
 
 
-def test_made_up_ids_do_not_flood_the_registry(registry: tuple[str, type[_Registry]]) -> None:
+def test_made_up_ids_do_not_flood_the_registry(registry: tuple[str, type[RegistryHandler]]) -> None:
     """After some hundred unknown ids no more are asked for; local ids never are."""
     url, handler = registry
     book = SchemaBook(None, url)
@@ -231,7 +192,9 @@ def test_made_up_ids_do_not_flood_the_registry(registry: tuple[str, type[_Regist
         '{"type": "enum", "name": "E", "symbols": ["A"]}',
     ],
 )
-def test_a_registered_schema_that_is_no_record_is_refused(registry: tuple[str, type[_Registry]], text: str) -> None:
+def test_a_registered_schema_that_is_no_record_is_refused(
+    registry: tuple[str, type[RegistryHandler]], text: str
+) -> None:
     """Others may register any Avro type; what is no record has no decoder, and nothing raises."""
     url, handler = registry
     handler.schemas[5] = text
@@ -239,14 +202,14 @@ def test_a_registered_schema_that_is_no_record_is_refused(registry: tuple[str, t
 
 
 @pytest.mark.parametrize("text", ["not JSON", '{"type": "record"}'])
-def test_what_is_no_schema_is_unknown(registry: tuple[str, type[_Registry]], text: str) -> None:
+def test_what_is_no_schema_is_unknown(registry: tuple[str, type[RegistryHandler]], text: str) -> None:
     """A registry that answers nonsense makes dead letters, not a crash."""
     url, handler = registry
     handler.schemas[5] = text
     assert SchemaBook(None, url).schema(5) is None
 
 
-def test_a_refusal_is_handed_on(registry: tuple[str, type[_Registry]]) -> None:
+def test_a_refusal_is_handed_on(registry: tuple[str, type[RegistryHandler]]) -> None:
     """The registry's own words, with the subject and the code."""
     url, _ = registry
     with pytest.raises(RegistryError, match=r"subjects/refused-n\.A/versions: 409 .*incompatible"):
@@ -258,6 +221,59 @@ def test_a_registry_that_is_not_there_is_named() -> None:
     book = SchemaBook(None, "http://127.0.0.1:1")
     with pytest.raises(RegistryError, match=r"127\.0\.0\.1 does not answer .* start it, or unset SCHEMA_REGISTRY_URL"):
         book.add("t", A)
+    assert book.schema(3) is None
+
+
+async def test_ids_are_fetched_together_and_off_the_loop(registry: tuple[str, type[RegistryHandler]]) -> None:
+    """Afterwards they are known without another question; the loop goes on while the answers are out."""
+    url, handler = registry
+    gate = threading.Event()
+    handler.gate = gate
+    handler.schemas.update({7: json.dumps(A), 8: json.dumps(WITH_DEFAULT)})
+    book = SchemaBook(None, url)
+    fetching = asyncio.create_task(book.fetch([7, 8, 9, LOCAL_ID_BASE + 1]))
+    async with asyncio.timeout(30):
+        while len(handler.requests) < 3:  # noqa: ASYNC110 - the questions arrive in other threads
+            await asyncio.sleep(0.001)
+    # All three are out, and none is answered before this loop, which evidently goes on, opens the gate.
+    assert book.schema(7, may_ask=False) is None
+    gate.set()
+    await fetching
+    assert (book.schema(7, may_ask=False), book.schema(8, may_ask=False), book.schema(9, may_ask=False)) == (
+        A, WITH_DEFAULT, None,
+    )  # fmt: skip
+    await book.fetch([7, 8, 9])
+    assert sorted(handler.requests) == ["/schemas/ids/7", "/schemas/ids/8", "/schemas/ids/9"]
+
+
+async def test_a_silent_registry_is_asked_once_in_a_while(
+    registry: tuple[str, type[RegistryHandler]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who does not answer in time is not asked again for any id, until the time is over; known ids stay known."""
+    url, handler = registry
+    handler.gate = gate = threading.Event()
+    monkeypatch.setattr("schemas.registry.REGISTRY_TIMEOUT_S", 0.05)
+    book = SchemaBook(None, url)
+    known = book._learn(A, "A")
+    await book.fetch([7])
+    assert [book.is_askable(i) for i in (7, 8)] == [False, False]
+    await book.fetch([8])
+    assert len(handler.requests) == 1
+    assert book.schema(8) is None
+    assert book.decoder(known) is not None
+    gate.set()
+    handler.schemas[8] = json.dumps(A)
+    monkeypatch.setattr("schemas.registry.ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr("schemas.registry.REGISTRY_TIMEOUT_S", 5.0)
+    await book.fetch([8])
+    assert book.schema(8, may_ask=False) == A
+
+
+async def test_no_registry_no_question() -> None:
+    """Without a registry nothing is worth asking for, and a fetch returns at once."""
+    book = SchemaBook()
+    assert not book.is_askable(3)
+    await book.fetch([3])
     assert book.schema(3) is None
 
 
