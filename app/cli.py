@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from app import schema_commands
+from app import dlq_commands, schema_commands
 from app.embedded import commands as embedded_commands
 from app.embedded.stack import running
 from app.errors import SluiceError
@@ -19,6 +19,7 @@ from app.settings import load_settings
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 embedded_commands.register(cli)
 cli.add_typer(schema_commands.cli, name="schema")
+cli.add_typer(dlq_commands.cli, name="dlq")
 
 
 class Role(StrEnum):
