@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from app.errors import FeatureStoreError
 from app.features import ViewCodec
+from app.last_known import LastKnown
+from app.settings import RedisSettings
 from schemas.columns import Column, NumberColumn, TextColumn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from app.features import FeatureStore
+    from app.metrics import Metrics
     from app.models.spec import FeatureView, ModelSpec
 
 FRESH, STALE, DEFAULT, MISSING = (ord(letter) for letter in "fsdm")
-"""Letters of ``feature_status``: fresh, stale, default (no store), missing (null, or a key without a row)."""
+"""Letters of ``feature_status``.
+
+Fresh; stale: older than its view allows, or last known while the store cannot be asked; default: neither to be had;
+missing: null in the request's key, or the store has no such row, or none that can be read.
+"""
+STATUS_NAMES = {FRESH: "fresh", STALE: "stale", DEFAULT: "default", MISSING: "missing"}
 NEVER = -1
 """Age of a feature that was not had."""
 
@@ -59,17 +70,31 @@ class Lookup:
 
 
 class ViewLookup:
-    """Fetches all views of a model.
+    """Fetches all views of a model; rows that were read lately answer for a store that cannot be asked.
 
     Args:
         spec: declares the views.
         store: answers; not asked when the model has no views.
+        last_known: holds those rows; none: with the defaults of the settings.
+        metrics: none: nothing is counted.
+        now_s: monotonic seconds.
 
     """
 
-    def __init__(self, spec: ModelSpec, store: FeatureStore) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        store: FeatureStore,
+        *,
+        last_known: LastKnown | None = None,
+        metrics: Metrics | None = None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._codecs = [ViewCodec(view) for view in spec.views]
         self._store = store
+        self._last_known = last_known or last_known_of(RedisSettings())
+        self._metrics = metrics
+        self._now_s = now_s
 
     @property
     def is_needed(self) -> bool:
@@ -77,25 +102,97 @@ class ViewLookup:
         return bool(self._codecs)
 
     async def fetch(self, features: dict[str, Column], event_time_us: NDArray[np.int64]) -> Lookup:
-        """All views for n requests; without a store every row gets letter ``d`` and no values; never raises for it.
+        """All views for n requests; never raises for the store.
+
+        A row that the store does not have, or that is not in the view's layout, is missing (``m``). When the store
+        cannot be asked, a row that it gave lately is stale (``s``), and every other is left to the model's default
+        (``d``); where the key is null it is missing all the same.
 
         Args:
             features: request features, n rows each.
             event_time_us: shape (n,).
 
         """
-        count = len(event_time_us)
-        wanted = [_row_keys(codec, features, count) for codec in self._codecs]
+        wanted = [_row_keys(codec, features, len(event_time_us)) for codec in self._codecs]
         unique = list(dict.fromkeys(key for keys in wanted for key in keys if key is not None))
+        started_s = self._now_s()
+        values: dict[str, bytes]
+        error = None
         try:
-            values = dict(zip(unique, await self._store.fetch(unique), strict=True)) if unique else {}
-            views = {
-                codec.view.name: _view_rows(codec, keys, values, event_time_us)
-                for codec, keys in zip(self._codecs, wanted, strict=True)
-            }
+            fetched = await self._store.fetch(unique) if unique else []
         except FeatureStoreError as exc:
-            return Lookup({codec.view.name: _no_rows(codec, count) for codec in self._codecs}, str(exc))
-        return Lookup(views)
+            error = str(exc)
+            values = self._last_known.recall(unique, now_s=self._now_s())
+        else:
+            values = _found(unique, fetched)
+        asked_s = self._now_s() - started_s
+        views: dict[str, ViewRows] = {}
+        corrupt: dict[str, NDArray[np.bool_]] = {}
+        for codec, keys in zip(self._codecs, wanted, strict=True):
+            name = codec.view.name
+            views[name], corrupt[name] = _view_rows(codec, keys, values, event_time_us, is_recalled=error is not None)
+        if error is None:
+            self._hold(unique, values, wanted, corrupt)
+        lookup = Lookup(views, error)
+        if self._metrics is not None:
+            count_features(self._metrics, lookup, corrupt)
+            if unique:
+                self._count_round_trip(self._metrics, asked_s, is_answered=error is None)
+        return lookup
+
+    def _count_round_trip(self, metrics: Metrics, asked_s: float, *, is_answered: bool) -> None:
+        if is_answered:
+            metrics.observe_us("feature_lookup_duration", int(asked_s * 1e6))
+        metrics.set_gauge("feature_store_up", is_answered)
+        metrics.set_gauge("last_known_entries", self._last_known.entries)
+        metrics.set_gauge("last_known_bytes", self._last_known.size_bytes)
+
+    def _hold(
+        self,
+        unique: list[str],
+        values: dict[str, bytes],
+        wanted: list[list[str | None]],
+        corrupt: dict[str, NDArray[np.bool_]],
+    ) -> None:
+        """Keep what can be read for when the store cannot be asked, and forget what it has no more."""
+        if len(values) < len(unique):
+            self._last_known.forget(key for key in unique if key not in values)
+        bad: set[str | None] = set()
+        for keys, rows in zip(wanted, corrupt.values(), strict=True):
+            if rows.any():
+                bad.update(keys[row] for row in np.flatnonzero(rows).tolist())
+        self._last_known.keep({k: v for k, v in values.items() if k not in bad} if bad else values, now_s=self._now_s())
+
+
+def last_known_of(settings: RedisSettings) -> LastKnown:
+    """Room for last known rows, as large as the settings say."""
+    return LastKnown(
+        entries_max=settings.last_known_entries,
+        bytes_max=settings.last_known_bytes,
+        age_max_s=settings.last_known_max_age_s,
+    )
+
+
+def count_features(metrics: Metrics, lookup: Lookup, corrupt: dict[str, NDArray[np.bool_]]) -> None:
+    """Count what a micro-batch was given: rows and ages of each view."""
+    for name, rows in lookup.views.items():
+        counts = np.bincount(rows.letters, minlength=128)
+        for letter, status in STATUS_NAMES.items():
+            if counts[letter]:
+                metrics.count("feature_rows", int(counts[letter]), view=name, status=status)
+        bad = int(np.count_nonzero(corrupt[name]))
+        if bad:
+            metrics.count("feature_corrupt", bad, view=name)
+        if lookup.error is not None and counts[STALE]:
+            metrics.count("feature_last_known", int(counts[STALE]), view=name)
+        metrics.observe_feature_ages(name, rows.age_ms[rows.age_ms != NEVER])
+
+
+def _found(keys: list[str], values: list[bytes | None]) -> dict[str, bytes]:
+    """What the store has, by key."""
+    if None in values:
+        return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+    return dict(zip(keys, cast("list[bytes]", values), strict=True))
 
 
 def store_column(lookup: Lookup, view: str, column: str) -> NumberColumn:
@@ -128,24 +225,31 @@ def _key_texts(column: Column) -> list[str | None]:
 
 
 def _view_rows(
-    codec: ViewCodec, keys: list[str | None], values: dict[str, bytes | None], event_time_us: NDArray[np.int64]
-) -> ViewRows:
+    codec: ViewCodec,
+    keys: list[str | None],
+    values: dict[str, bytes],
+    event_time_us: NDArray[np.int64],
+    *,
+    is_recalled: bool,
+) -> tuple[ViewRows, NDArray[np.bool_]]:
+    """The view for n requests, and for which of them the store has a value that is no row of the view, shape (n,)."""
     unique = list(dict.fromkeys(keys))
     place = {key: i for i, key in enumerate(unique)}
-    table = codec.unpack([None if key is None else values[key] for key in unique])
-    table = table[np.fromiter((place[key] for key in keys), np.int64, len(keys))]
+    given = [None if key is None else values.get(key) for key in unique]
+    rows = codec.unpack(given)
+    index = np.fromiter((place[key] for key in keys), np.int64, len(keys))
+    table = rows[index]
     had = table["event_ms"] > 0
     age_ms = np.where(had, np.maximum(event_time_us // 1000 - table["event_ms"].astype(np.int64), 0), NEVER)
-    letters = np.where(had, FRESH, MISSING).astype(np.uint8)
+    letters = np.where(had, STALE if is_recalled else FRESH, DEFAULT if is_recalled else MISSING).astype(np.uint8)
+    if is_recalled and None in place:
+        letters[index == place[None]] = MISSING
     limit = codec.view.stale_after_s
     if limit is not None:
         letters[had & (age_ms > limit * 1000)] = STALE
-    return ViewRows(table, letters, age_ms)
-
-
-def _no_rows(codec: ViewCodec, count: int) -> ViewRows:
-    table = np.repeat(codec.unpack([None]), count)
-    return ViewRows(table, np.full(count, DEFAULT, np.uint8), np.full(count, NEVER, np.int64))
+    if np.count_nonzero(rows["event_ms"]) == len(given) - given.count(None):
+        return ViewRows(table, letters, age_ms), np.zeros(len(keys), np.bool_)
+    return ViewRows(table, letters, age_ms), np.array([value is not None for value in given])[index] & ~had
 
 
 def degraded_reasons(views: tuple[FeatureView, ...], lookup: Lookup) -> tuple[NDArray[np.int64], list[str]]:

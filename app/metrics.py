@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
+from app.feature_ages import FeatureAges
 from app.histograms import BATCH_BOUNDS, BIN_COUNT, bin_counts, bin_of, quantiles
 from app.metrics_families import MetricsCollector
 from schemas.records import FireReason, Status
@@ -39,7 +40,7 @@ Labels = tuple[tuple[str, str], ...]
 _NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 _OWN_FAMILIES = (
     *("requests", "request_duration", "stage_duration", "stage_budget_seconds", "stage_budget_exceeded"),
-    *("inferences", "batch_executions", "batch_padding_rows", "batch_fires", "batch_size"),
+    *("inferences", "batch_executions", "batch_padding_rows", "batch_fires", "batch_size", "feature_age"),
 )
 _SHARES = (0.5, 0.95, 0.99)
 _TOTAL = len(STAGES)
@@ -104,6 +105,8 @@ class Metrics:
         self.counters: dict[str, dict[Labels, int]] = {}
         self.gauges: dict[str, dict[Labels, float]] = {}
         self.durations: dict[str, dict[Labels, tuple[NDArray[np.int64], list[int]]]] = {}
+        self.feature_ages: dict[str, FeatureAges] = {}
+        """By view; a model has few."""
         self._kinds: dict[str, str] = dict.fromkeys(_OWN_FAMILIES, "family of the micro-batches")
 
     def observe_batch(  # noqa: PLR0913 - one call a micro-batch, every argument by name
@@ -187,6 +190,16 @@ class Metrics:
         self.padding_rows += max(bucket - row_count, 0)
         self.batch_sizes[int(np.searchsorted(BATCH_BOUNDS, row_count, side="left"))] += 1
         self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
+
+    def observe_feature_ages(self, view: str, ages_ms: NDArray[np.int64]) -> None:
+        """Add to the histogram ``sluice_feature_age_seconds`` of a view.
+
+        Args:
+            view: its name, from a bundle.
+            ages_ms: shape (n,), never negative, milliseconds.
+
+        """
+        self.feature_ages.setdefault(view, FeatureAges()).add(ages_ms)
 
     def count(self, name: str, amount: int = 1, **labels: str) -> None:
         """Add to the counter ``sluice_<name>_total``; ``consumed`` and ``undecodable`` enter the conservation.

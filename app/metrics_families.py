@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from app.feature_ages import AGE_BOUNDS_S
 from app.histograms import BATCH_BOUNDS, LATENCY_BOUNDS_S, cumulative_at_bounds
 from schemas.records import FireReason, Status
 
@@ -26,9 +27,13 @@ HELP = {
     "drift_score": "Population stability index of an input in the newest window, against the model's reference.",
     "undecodable": "Values that are not a request; each is one dead letter.",
     "dead_letters": "Records written to a dead letter topic, the uncounted copies of INVALID and ERROR among them.",
-    "feature_missing": "Rows whose key the feature store did not know, or whose value was null.",
-    "degraded": "Rows that a feature view answered with a stale value or a default.",
-    "store_failures": "Round trips to the feature store that failed or ran over their time.",
+    "feature_rows": "Requests by view and what they got of it: a fresh, stale or missing row, or the model's default.",
+    "feature_corrupt": "Requests whose row in the store has another length or version; each counts as missing too.",
+    "feature_last_known": "Requests that got a last known row, as the store could not be asked; each counts as stale.",
+    "feature_store_up": "1 when the feature store answered the latest micro-batch that needed it, else 0.",
+    "last_known_entries": "Rows held for when the feature store cannot be asked.",
+    "last_known_bytes": "Memory that those rows take, about.",
+    "store_failures": "Micro-batches that the feature store did not answer in time, or was not asked for.",
     "dead_letter_copies": "Copies of INVALID and ERROR requests on the dead letter topic; not counted as answers.",
     "rebalances": "Times that the group handed out its partitions anew.",
     "commits": "Offset commits that the broker accepted.",
@@ -37,7 +42,7 @@ HELP = {
     "pending_requests": "Requests that wait for a micro-batch.",
     "overload_level": "Step of the overload ladder, 0 is none.",
     "commit_duration": "Duration of an offset commit.",
-    "feature_lookup_duration": "Duration of one round trip to the feature store.",
+    "feature_lookup_duration": "Duration of one round trip to the feature store that was answered.",
 }
 """What the names mean that callers count; a name that is not here says so."""
 
@@ -54,6 +59,7 @@ class MetricsCollector(Collector):
         yield from _budget_families(self._metrics)
         yield from _batch_families(self._metrics)
         yield _request_family(self._metrics)
+        yield _feature_age_family(self._metrics)
         yield from _named_families(self._metrics)
 
 
@@ -114,6 +120,18 @@ def _request_family(metrics: Metrics) -> Metric:
         for status in Status:
             values = [tally.model_name, tally.model_version, tally.role, status.name.lower()]
             family.add_metric(values, int(tally.statuses[status]))
+    return family
+
+
+def _feature_age_family(metrics: Metrics) -> Metric:
+    family = HistogramMetricFamily(
+        f"{PREFIX}_feature_age_seconds",
+        "Age of a view's row when it was used: from its event time to the request's, last known rows included.",
+        labels=["view"],
+    )
+    for view, ages in metrics.feature_ages.items():
+        bounds = [*map(str, AGE_BOUNDS_S), "+Inf"]
+        family.add_metric([view], list(zip(bounds, ages.counts.cumsum().tolist(), strict=True)), ages.sum_ms / 1000)
     return family
 
 

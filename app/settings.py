@@ -47,9 +47,17 @@ class RedisSettings(_Group):
 
     url: str = "redis://127.0.0.1:6379/0"
     timeout_ms: Annotated[float, Field(gt=0, le=20, description="of one round trip; the hard cap is 20 ms")] = 20.0
-    connect_timeout_ms: Annotated[float, Field(gt=0, le=5000)] = 50.0
-    breaker_failures: Annotated[int, Field(ge=1, description="failures in a row that open the breaker")] = 5
-    breaker_open_s: Annotated[float, Field(gt=0, description="then one probe")] = 1.0
+    connect_timeout_ms: Annotated[
+        float, Field(gt=0, le=5000, description="of a new connection; requests wait for it timeout_ms at most")
+    ] = 50.0
+    breaker_calls: Annotated[int, Field(ge=1, le=1000, description="the last calls that the breaker looks at")] = 20
+    breaker_failed_share: Annotated[float, Field(gt=0, le=1, description="of those; opens the breaker")] = 0.5
+    breaker_open_s: Annotated[float, Field(gt=0, description="then one probe, which no request waits for")] = 1.0
+    last_known_max_age_s: Annotated[
+        float, Field(ge=0, description="since it was read, a row answers for a store that cannot be asked; 0: never")
+    ] = 300.0
+    last_known_entries: Annotated[int, Field(ge=1, description="rows held for that, least recently used go")] = 100_000
+    last_known_bytes: Annotated[int, Field(ge=1024, description="memory that they take, about")] = 67_108_864
 
 
 class SchemaSettings(_Group):

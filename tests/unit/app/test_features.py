@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import FeatureStoreError
-from app.features import Breaker, FeatureWriter, RedisFeatureStore, ViewCodec
+from app.features import FeatureWriter, RedisFeatureStore, ViewCodec
 from app.models.spec import FeatureView, ViewColumn
 from app.settings import RedisSettings
 from tests.fakes import FakeClock
@@ -75,36 +75,39 @@ def test_a_column_that_the_view_lacks_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"short", CODEC.pack(1, {}) + b"\0", ViewCodec(VIEW.model_copy(update={"version": 4})).pack(1, {})]
+    "value",
+    [
+        b"",
+        b"short",
+        CODEC.pack(1, {}) + b"\0",
+        CODEC.pack(1, {})[:-1],
+        bytes(CODEC.dtype.itemsize),
+        b"\xff" * 8 + CODEC.pack(1, {"wind": 1.0})[8:],
+        ViewCodec(VIEW.model_copy(update={"version": 4})).pack(1, {"wind": 1.0}),
+    ],
+    ids=["empty", "short", "longer", "truncated", "zeros", "no possible time", "another version"],
 )
-def test_a_foreign_value_is_refused(value: bytes) -> None:
-    """Another length or version under our key means that somebody else writes there: no numbers are made of it."""
-    with pytest.raises(FeatureStoreError, match=r"view plane: a value .* version"):
-        CODEC.unpack([CODEC.pack(1, {}), value])
+def test_a_foreign_value_is_no_row(value: bytes) -> None:
+    """No numbers are made of what another wrote there; the rows beside it are read all the same."""
+    table = CODEC.unpack([CODEC.pack(1, {"wind": 1.5}), value, CODEC.pack(2, {"wind": 2.5})])
+    assert table["event_ms"].tolist() == [1, 0, 2]
+    assert table["wind"][[0, 2]].tolist() == [1.5, 2.5]
+    assert np.isnan(table["wind"][1])
+    assert table["count"][1] == np.iinfo(np.int64).min
 
 
-def test_the_breaker_opens_after_failures_in_a_row() -> None:
-    """A success between failures starts the count again."""
-    breaker = Breaker(failures_to_open=3, open_s=1.0)
-    for ok in (False, False, True, False, False):
-        breaker.record(ok=ok, now_s=10.0)
-        assert not breaker.is_open(10.0)
-    breaker.record(ok=False, now_s=10.0)
-    assert breaker.is_open(10.0)
-    assert breaker.is_open(10.999)
-    assert not breaker.is_open(11.0)
+@given(st.binary(max_size=60))
+def test_any_bytes_make_a_row_or_none(value: bytes) -> None:
+    """Whatever lies under a key: the row's own bytes, or a missing row; nothing raises."""
+    row = CODEC.unpack([value])[0]
+    assert row.tobytes() == value or row["event_ms"] == 0
 
 
-def test_one_failed_probe_opens_it_again() -> None:
-    """After the pause a single call decides: failed, it opens for another pause; done, it is closed."""
-    breaker = Breaker(failures_to_open=3, open_s=1.0)
-    for _ in range(3):
-        breaker.record(ok=False, now_s=10.0)
-    breaker.record(ok=False, now_s=11.5)
-    assert breaker.is_open(12.4)
-    breaker.record(ok=True, now_s=12.6)
-    breaker.record(ok=False, now_s=12.7)
-    assert not breaker.is_open(12.7)
+@pytest.mark.parametrize("event_ms", [0, -1, 2**63])
+def test_a_time_that_could_not_be_read_is_not_written(event_ms: int) -> None:
+    """A row at 0 would be no row."""
+    with pytest.raises(ValueError, match="unix milliseconds"):
+        CODEC.pack(event_ms, {})
 
 
 class _Listener:
@@ -135,42 +138,115 @@ class _Listener:
             server.close()
 
 
-def _store(url: str, clock: FakeClock) -> RedisFeatureStore:
-    settings = RedisSettings(url=url, timeout_ms=20, connect_timeout_ms=200, breaker_failures=2, breaker_open_s=5)
-    return RedisFeatureStore(settings, now_s=clock)
+def _store(url: str, clock: FakeClock, **changes: float) -> RedisFeatureStore:
+    settings = {"timeout_ms": 20, "connect_timeout_ms": 200, "breaker_calls": 4, "breaker_open_s": 5, **changes}
+    return RedisFeatureStore(RedisSettings.model_validate({"url": url, **settings}), now_s=clock)
+
+
+async def _refused(store: RedisFeatureStore) -> str:
+    """Why a call fails, which it must do well within the test's patience."""
+    async with asyncio.timeout(5):
+        with pytest.raises(FeatureStoreError, match="redis: ") as error:
+            await store.fetch(["k"])
+    return str(error.value)
+
+
+async def _until_open(store: RedisFeatureStore) -> None:
+    """Ask until the breaker is open."""
+    for _ in range(500):
+        if "breaker is open" in await _refused(store):
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("the breaker does not open")
 
 
 @pytest.mark.parametrize("answer", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["hangs", "is no Redis"])
-async def test_a_server_that_does_not_answer_costs_a_timeout_and_then_nothing(answer: bytes | None) -> None:
-    """Each call fails within the test's patience; after two the breaker spares the server, then lets one probe by."""
+async def test_a_server_that_does_not_answer_is_spared(answer: bytes | None) -> None:
+    """After some failures it is not asked at all; after the pause one connection probes it, for which nobody waits."""
     clock = FakeClock()
     async with _Listener(answer).listening() as server:
         store = _store(server.url, clock)
-        for _ in range(2):
-            async with asyncio.timeout(5):
-                with pytest.raises(FeatureStoreError, match="redis: "):
-                    await store.fetch(["k"])
+        await _until_open(store)
         asked = server.connections
-        assert asked >= 1
+        assert 1 <= asked <= 4
         for _ in range(20):
-            with pytest.raises(FeatureStoreError, match="breaker is open"):
-                await store.fetch(["k"])
+            assert "breaker is open" in await _refused(store)
         assert server.connections == asked
         clock.advance(6.0)
-        async with asyncio.timeout(5):
-            with pytest.raises(FeatureStoreError, match="redis: "):
-                await store.fetch(["k"])
-        with pytest.raises(FeatureStoreError, match="breaker is open"):
-            await store.fetch(["k"])
+        for _ in range(20):
+            assert "a connection is being made" in await _refused(store)
+        await _until_open(store)
+        assert server.connections == asked + 1
         await store.close()
 
 
-async def test_a_server_that_is_not_there_is_an_error_of_the_store() -> None:
-    """A refused connection is reported like every other failure."""
-    store = _store("redis://127.0.0.1:1/0", FakeClock())
-    with pytest.raises(FeatureStoreError, match="redis: ConnectionError"):
-        await store.fetch(["k"])
+async def test_a_server_that_is_not_there_is_not_stormed() -> None:
+    """A refused connection is reported like every other failure, and no more are tried than the breaker takes."""
+    clock = FakeClock()
+    store = _store("redis://127.0.0.1:1/0", clock)
+    assert "Connect call failed" in await _refused(store)
+    await _until_open(store)
+    assert "ConnectionError" in await _refused(store)
     await store.close()
+
+
+class _Echo(asyncio.Protocol):
+    """A Redis that knows PING and answers an MGET of n keys with n times the key's own name, when it is let."""
+
+    def __init__(self, gate: asyncio.Event) -> None:
+        self._gate = gate
+        self.is_asked = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember where to write."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Each command at once, MGET when the gate is open."""
+        words = [word for word in data.split(b"\r\n") if word[:1] not in {b"*", b"$"}]
+        if b"MGET" in words:
+            keys = words[words.index(b"MGET") + 1 : -1]
+            reply = b"*%d\r\n" % len(keys) + b"".join(b"$%d\r\n%b\r\n" % (len(key), key) for key in keys)
+            self.is_asked.set()
+            self._reply = asyncio.ensure_future(self._send(reply))
+        else:
+            self._transport.write(b"+OK\r\n" * max(words.count(b"SETINFO"), 1))
+
+    async def _send(self, reply: bytes) -> None:
+        await self._gate.wait()
+        self._transport.write(reply)
+
+
+async def test_a_late_answer_is_never_taken_for_the_next_ones() -> None:
+    """A call that timed out, and one that was cancelled: the next are answered with their own keys."""
+    gate, served = asyncio.Event(), []
+
+    def serve() -> _Echo:
+        served.append(_Echo(gate))
+        return served[-1]
+
+    server = await asyncio.get_running_loop().create_server(serve, "127.0.0.1", 0)
+    store = _store(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", FakeClock(), breaker_calls=100)
+    assert "TimeoutError" in await _refused(store)
+    gate.set()
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(FeatureStoreError):
+                assert await store.fetch(["b", "c"]) == [b"b", b"c"]
+                break
+            await asyncio.sleep(0.01)
+    gate.clear()
+    served[-1].is_asked.clear()
+    cancelled = asyncio.create_task(store.fetch(["d", "e"]))
+    await served[-1].is_asked.wait()
+    cancelled.cancel()
+    await asyncio.wait({cancelled})
+    gate.set()
+    assert await store.fetch(["f", "g"]) == [b"f", b"g"]
+    assert await store.fetch(["h"]) == [b"h"]
+    await store.close()
+    server.close()
 
 
 @pytest.mark.integration

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from app.features import ViewCodec
+from app.last_known import LastKnown
 from app.lookup import NEVER, Lookup, ViewLookup, degraded_reasons, store_column
+from app.metrics import Metrics
 from app.models.spec import FeatureView, ViewColumn
+from app.settings import BudgetSettings
 from schemas.columns import NumberColumn, TextColumn, to_python
-from tests.fakes import MemoryStore
+from tests.fakes import FakeClock, MemoryStore
 from tests.samples import EVENT_TIME_US, PLANE, WEATHER, sample_spec, store_rows
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 NOW = np.full(5, EVENT_TIME_US)
 PLANES = ["N0", "N1", "N2", None, "N0"]
 CARRIERS = ["AA", "AA", "B6", "UA", None]
+_STATUSES = ("fresh", "stale", "missing", "default")
 GATES = [1.0, 1.0, 9.0, 2.0, 0.0]
 
 
@@ -63,22 +68,85 @@ async def test_letters_say_where_a_value_came_from() -> None:
 
 
 async def test_a_store_that_fails_gives_defaults_to_every_row() -> None:
-    """Letter d for all rows of all views, no value, and why; nothing raises."""
+    """Letter d for all rows of all views that were never read, no value, and why; a null in a key stays missing."""
     store = MemoryStore(store_rows())
     store.error = "redis: TimeoutError: too slow"
     lookup = await _looked_up(store)
     assert lookup.error == store.error
-    assert {_letters(lookup, view) for view in ("plane", "weather")} == {"ddddd"}
+    assert (_letters(lookup, "plane"), _letters(lookup, "weather")) == ("dddmd", "ddddm")
     assert to_python(store_column(lookup, "plane", "delay_min")) == [None] * 5
 
 
-async def test_a_foreign_value_counts_as_a_store_that_failed() -> None:
-    """One value of another layout is reason enough to trust none of them."""
-    rows = store_rows()
-    rows["fs:plane:v1:N0"] = b"set by hand"
-    lookup = await _looked_up(MemoryStore(rows))
-    assert "view plane" in (lookup.error or "")
-    assert _letters(lookup, "weather") == "ddddd"
+async def test_rows_read_lately_answer_for_a_store_that_fails() -> None:
+    """Stale, with their values and true ages, until they are too old; what the store never gave is a default."""
+    store, clock = MemoryStore(store_rows()), FakeClock()
+    known = LastKnown(entries_max=100, bytes_max=100_000, age_max_s=60)
+    views = ViewLookup(sample_spec(), store, last_known=known, now_s=clock)
+    healthy = await views.fetch(_features(), NOW)
+    store.error = "redis: the breaker is open"
+    clock.advance(60)
+    lost = await views.fetch(_features(), NOW + 60_000_000)
+    assert lost.error == store.error
+    assert (_letters(healthy, "plane"), _letters(lost, "plane")) == ("fsmmf", "ssdms")
+    assert (_letters(healthy, "weather"), _letters(lost, "weather")) == ("ffmfm", "ssdsm")
+    assert lost.views["plane"].age_ms.tolist() == [60_000, 7_260_000, NEVER, NEVER, 60_000]
+    assert to_python(store_column(lost, "plane", "delay_min")) == [0.0, 9.0, None, None, 0.0]
+    clock.advance(0.1)
+    assert _letters(await views.fetch(_features(), NOW), "plane") == "dddmd"
+    store.error = None
+    assert _letters(await views.fetch(_features(), NOW), "plane") == "fsmmf"
+
+
+async def test_a_row_that_was_deleted_is_not_brought_back() -> None:
+    """The store said that it has no such row: the last known one does not stand for it when the store goes."""
+    store = MemoryStore(store_rows())
+    views = ViewLookup(sample_spec(), store)
+    await views.fetch(_features(), NOW)
+    del store.rows["fs:plane:v1:N0"]
+    assert _letters(await views.fetch(_features(), NOW), "plane") == "msmmm"
+    store.error = "gone"
+    assert _letters(await views.fetch(_features(), NOW), "plane") == "dsdmd"
+
+
+async def test_a_foreign_value_costs_its_own_rows_and_no_other() -> None:
+    """Missing in that view alone; and the row that was read before is still the last known good one."""
+    store = MemoryStore(store_rows())
+    metrics = Metrics(BudgetSettings(), now_s=FakeClock())
+    views = ViewLookup(sample_spec(), store, metrics=metrics)
+    await views.fetch(_features(), NOW)
+    store.rows["fs:plane:v1:N0"] = b"set by hand"
+    lookup = await views.fetch(_features(), NOW)
+    assert lookup.error is None
+    assert (_letters(lookup, "plane"), _letters(lookup, "weather")) == ("msmmm", "ffmfm")
+    assert metrics.snapshot()["counters"]["feature_corrupt{view=plane}"] == 2
+    store.error = "gone"
+    assert to_python(store_column(await views.fetch(_features(), NOW), "plane", "delay_min"))[0] == 0.0
+
+
+async def test_what_was_had_is_counted_by_view() -> None:
+    """Rows by status, those of the last known among the stale; ages; the store's state; the memory held."""
+    store = MemoryStore(store_rows())
+    metrics = Metrics(BudgetSettings(), now_s=FakeClock())
+    views = ViewLookup(sample_spec(), store, metrics=metrics)
+    await views.fetch(_features(), NOW)
+    assert metrics.snapshot()["gauges"]["feature_store_up"] == 1
+    store.error = "gone"
+    await views.fetch(_features(), NOW)
+    figures = metrics.snapshot()
+    rows = {status: figures["counters"][f"feature_rows{{status={status},view=plane}}"] for status in _STATUSES}
+    assert rows == {"fresh": 2, "stale": 4, "missing": 3, "default": 1}
+    assert figures["counters"]["feature_last_known{view=plane}"] == 3
+    assert figures["durations"].keys() == {"feature_lookup_duration"}
+    assert figures["gauges"]["feature_store_up"] == 0
+    assert figures["gauges"]["last_known_entries"] == 4
+    assert 4 * 160 < figures["gauges"]["last_known_bytes"] < 4 * 300
+    assert metrics.feature_ages["plane"].counts.tolist() == [4, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]
+    assert metrics.feature_ages["plane"].sum_ms == 2 * 7_200_000
+    registry = CollectorRegistry()
+    registry.register(metrics.collector())
+    page = generate_latest(registry).decode()
+    assert 'sluice_feature_age_seconds_bucket{le="21600",view="plane"} 6.0' in page
+    assert 'sluice_feature_rows_total{status="default",view="plane"} 1.0' in page
 
 
 async def test_a_value_from_the_future_is_fresh_and_has_no_negative_age() -> None:
