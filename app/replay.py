@@ -151,9 +151,10 @@ class Replay:
             async for letters, target in _parcels(self._wanted(ReplayPlan())):
                 await self._send(producer, letters, target)
         except (KafkaError, DeliveryError) as exc:
+            cause = str(exc).partition(";")[0]  # what follows is advice for a worker
             msg = (
-                f"not all was sent: {exc}\nconfirmed: {self.sent_text()}\nWhen the brokers answer again, run the same "
-                f"command: it looks for the last parcel in its target, and goes on behind what {self._journal.path} has"
+                f"not all was sent: {cause}\nconfirmed: {self.sent_text()}\nPut that right, then run the same command "
+                f"again: it looks in the target for the parcel under way, and leaves out what {self._journal.path} has"
             )
             raise DeadLetterError(msg) from exc
         finally:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from typer.testing import CliRunner
 
 from agents import topics
@@ -19,7 +23,7 @@ from app.replay_journal import Parcel, ReplayJournal
 from schemas.deadletter import PREFIX
 from tests.integration.delays_service import PARTITIONS, Deployment
 from tests.integration.kafka_client import KafkaClient, Message, header
-from tests.integration.worker_process import until
+from tests.integration.worker_process import ROOT, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +87,16 @@ def operator(tmp_path: Path, bootstrap_servers: str, redis_url: str) -> Iterator
         deployment = Deployment("dlq", tmp_path, kafka, bootstrap_servers, redis_url)
         kafka.fresh_topics(deployment.settings)
         yield Operator(deployment)
+
+
+async def create_tight_topic(bootstrap_servers: str, name: str) -> None:
+    """A topic of one partition that takes 100 kB a record."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(name, 1, 1, topic_configs={"max.message.bytes": "100000"})])
+    finally:
+        await admin.close()
 
 
 def names(record: ConsumerRecord) -> list[str]:
@@ -187,6 +201,45 @@ def test_many_partitions_keep_their_order(operator: Operator) -> None:
     for partition in range(PARTITIONS):
         values = [r.value for r in records if r.partition == partition]
         assert values == [b"poison %d" % i for i in range(1100)]
+
+
+def test_a_kill_in_the_middle_loses_and_doubles_nothing(operator: Operator) -> None:
+    """A kill -9 while parcels are on their way, then the same command: every dead letter once, in order."""
+    count = 6000
+    operator.bury(count)
+    variables = {"SLUICE_DATA_DIR": str(operator.journal.parent), "PYTHONPATH": str(ROOT)}
+    replay = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "dlq", "replay", "--yes"],
+        cwd=operator.deployment.folder,
+        env={**os.environ, **operator.deployment.variables, **variables},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: operator.kafka.count(topics.REQUESTS) > 0, "the first parcel")
+    finally:
+        replay.kill()
+        replay.wait()
+    operator.dlq("replay", "--yes")
+    values = [r.value for r in operator.kafka.read(topics.REQUESTS)]
+    assert values == [b"poison %d" % i for i in range(count)]
+
+
+def test_an_error_half_way_says_what_was_sent(operator: Operator) -> None:
+    """A target that refuses a large record: what was confirmed is named, and the next run sends the rest alone."""
+    operator.bury(500)
+    large = Message(KEY, bytes(200_000), fault_headers(500, "decode", 0), 0)
+    operator.kafka.produce([large], topics.REQUESTS_DLQ)
+    name = f"tight-{operator.deployment.folder.name}"
+    asyncio.run(create_tight_topic(operator.deployment.bootstrap_servers, name))
+    refused = operator.try_dlq("replay", "--to", name, "--yes")
+    assert isinstance(refused.exception, DeadLetterError), refused.output
+    said = str(refused.exception)
+    assert "MessageSizeTooLargeError" in said
+    assert "confirmed: 500 dead letters, the last of each partition 0:499" in said
+    assert "run the same command again" in said
+    assert operator.kafka.count(name) == 500
+    assert "1 dead letters" in operator.dlq("replay", "--yes")
+    assert [r.value for r in operator.kafka.read(topics.REQUESTS)] == [large.value]
 
 
 def test_filters_and_another_target(operator: Operator) -> None:
