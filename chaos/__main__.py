@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 import time
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, help="folder for the logs of every run")
     parser.add_argument("--report", action="store_true", help="only write the page anew from the saved results")
     given = parser.parse_args(arguments)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # the judge's own client says every retry of an outage
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is stopped
     try:
         stages = [named(name) for name in given.names] or list(SCENARIOS)

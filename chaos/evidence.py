@@ -50,6 +50,15 @@ async def gather(judge: JudgeClient, load: Load, workload: Workload, commits: Se
     )
 
 
+async def served_span_s(judge: JudgeClient, workload: Workload) -> float:
+    """Seconds between the earliest and the latest wall clock time that stands in an answer."""
+    records = await judge.read(topic_names.SCORES)
+    decoder = Decoder(load_schema(workload.schemas, "score"))
+    columns: Any = decoder.decode([record.value for record in records], skip_bytes=HEADER_BYTES).columns
+    served_us = columns.fields["served_at"].values
+    return float(served_us.max() - served_us.min()) / 1e6
+
+
 def source_of(record: ConsumerRecord) -> tuple[int, int]:
     """Partition and offset of the request that a record answers, from its last ``x-src``."""
     _, partition, offset, _ = parse_source_mark(dict(record.headers)["x-src"])

@@ -211,8 +211,12 @@ class World:
         await self.look_at_commits()
 
     async def drain(self) -> dict[str, int]:
-        """SIGTERM to all scoring workers; returns how each ended."""
-        return {worker.name: await worker.terminate() for worker in self.workers if worker.is_running}
+        """SIGTERM to all scoring workers; returns how those ended that served, for one that starts may just die."""
+        serving = [worker for worker in self.workers if await worker.is_ready()]
+        codes = {worker.name: await worker.terminate() for worker in serving}
+        for worker in self.workers:
+            worker.end()
+        return codes
 
     async def heal(self) -> None:
         """Undo every fault."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chaos.evidence import served_span_s
 from chaos.scenario import scenario
 from chaos.world import SESSION_S
 
@@ -80,6 +81,9 @@ async def stepped_clock(world: World) -> None:
         await world.progress(50)
     restarts = sum(worker.start_count - 1 for worker in world.workers)
     assert restarts == 0, f"{restarts} restarts because of a clock"
+    span_s = await served_span_s(world.judge, world.workload)
+    assert span_s > 3000, f"no worker has seen the step: answers span {span_s:.0f} s of wall clock"
+    world.extra["answers_span_s"] = round(span_s)
 
 
 SCENARIOS = (kill_loop, zombie, rebalance_storm, sigterm_loop, stepped_clock)
