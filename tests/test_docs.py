@@ -42,6 +42,7 @@ class Explained:
 
 
 HOW_TO = "tests/integration/test_readme.py::test_the_how_to_works_word_for_word"
+DEAD_LETTERS = "tests/integration/test_dlq.py::test_poison_is_listed_shown_and_sent_again"
 
 COMMANDS: dict[str, RunBy | InCi | Explained] = {
     "make help": RunBy("tests/test_packaging.py::test_make_help_names_every_target"),
@@ -66,6 +67,9 @@ COMMANDS: dict[str, RunBy | InCi | Explained] = {
     "sluice worker scoring": RunBy(HOW_TO),
     "echo": RunBy(HOW_TO),
     "sluice schema encode": RunBy(HOW_TO),
+    "sluice dlq list": RunBy(DEAD_LETTERS),
+    "sluice dlq show": RunBy(DEAD_LETTERS),
+    "sluice dlq replay": RunBy(DEAD_LETTERS),
     "kcat": RunBy(HOW_TO),
     "sluice down": RunBy(HOW_TO),
     "git clone": Explained("a continuous integration run starts from a clone"),
