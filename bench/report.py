@@ -21,6 +21,7 @@ def write() -> None:
         "latency": _latency,
         "overload": _overload,
         "replay": _replay,
+        "hostile": _hostile,
         "codec": _codec,
         "memory": _memory,
         "memory-10m": _memory,
@@ -128,6 +129,25 @@ def _replay(figures: dict[str, Any]) -> list[str]:
     return [
         f"{figures['bit_equal']:,} of {figures['rows']:,} rows bit-equal,",
         f"buckets {figures['buckets']}, {figures['seconds']} s.",
+    ]
+
+
+def _hostile(figures: dict[str, Any]) -> list[str]:
+    outcomes = ("OK", "DEGRADED", "INVALID", "EXPIRED", "ERROR", "dead letter")
+    return [
+        f"{figures['requests']:,} records, seed {figures['seed']}, {figures['requests_per_s']:,}/s:",
+        f"{figures['lost']} lost, {figures['doubled']} doubled,",
+        f"{figures['altered_dead_letters']} of {figures['dead_letters']:,} dead letters altered;",
+        f"longest wait for the health page {figures['stall_s']} s; resident set {figures['after_a_quarter_mb']} MB",
+        f"after a quarter, {figures['end_mb']} MB at the end, {figures['largest_mb']} MB at most.",
+        "",
+        *_table(
+            ("mutator", "sent", *outcomes),
+            [
+                (name, f"{row['sent']:,}", *(f"{row.get(outcome, 0):,}" for outcome in outcomes))
+                for name, row in figures["mutators"].items()
+            ],
+        ),
     ]
 
 

@@ -52,6 +52,7 @@ def targets(figures: dict[str, dict[str, Any]]) -> list[Target]:
         "latency": _latency,
         "overload": _overload,
         "replay": _replay,
+        "hostile": _hostile,
     }
     return [target for part, judge in judges.items() if part in figures for target in judge(figures[part])]
 
@@ -100,6 +101,14 @@ def _overload(figures: dict[str, Any]) -> Iterator[Target]:
 
 def _replay(figures: dict[str, Any]) -> Iterator[Target]:
     yield Target("bit-equal rows", figures["rows"], figures["bit_equal"], is_floor=True)
+
+
+def _hostile(figures: dict[str, Any]) -> Iterator[Target]:
+    count = f"{figures['requests']:,} hostile records"
+    for what in ("crashes", "lost", "doubled", "misplaced", "altered_dead_letters", "valid_not_scored"):
+        yield Target(f"{what.replace('_', ' ')}, {count}", 0, figures[what], is_floor=False)
+    yield Target(f"longest stall of the event loop, s, {count}", 1, figures["stall_s"], is_floor=False)
+    yield Target(f"growth of the resident set after a quarter, MB, {count}", 64, figures["growth_mb"], is_floor=False)
 
 
 def _text(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import codec, device, latency, memory, overload, replay, report, throughput
+from bench import codec, device, hostile, latency, memory, overload, replay, report, throughput
 from bench.__main__ import PARTS
 from bench.batching_simulation import compare
 from bench.contenders import KINDS
@@ -90,6 +90,17 @@ async def test_memory(bench: Bench) -> None:
     assert figures["points"][-1][0] >= 8000
 
 
+@pytest.mark.integration
+async def test_hostile(bench: Bench) -> None:
+    """Some thousand hostile records of every kind: each ends in one place, unaltered, and good ones are scored."""
+    figures = await hostile.run(bench)
+    zero = ("lost", "doubled", "misplaced", "altered_dead_letters", "valid_not_scored", "crashes")
+    assert {name: figures[name] for name in zero} == dict.fromkeys(zero, 0)
+    assert all(row["sent"] > 0 for row in figures["mutators"].values())
+    assert figures["mutators"]["bomb"] == {"sent": 3, "dead letter": 3}
+    assert figures["mutators"]["header junk"]["OK"] > 0
+
+
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page names a missed target, and by how much."""
     part = {
@@ -107,5 +118,5 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_part_is_tried_here() -> None:
     """A part that is added gets a smoke run too."""
     assert set(PARTS) == {
-        "throughput", "features", "latency", "overload", "replay", "codec", "memory", "memory-10m", "gpu"
+        "throughput", "features", "latency", "overload", "replay", "hostile", "codec", "memory", "memory-10m", "gpu"
     }  # fmt: skip

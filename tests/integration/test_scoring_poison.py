@@ -10,17 +10,17 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.record.util import calc_crc32c
 
 from agents import topics
+from bench.kafka_batches import COMPRESS, ReadyBatch, batch, record
 from tests.integration.delays_service import Deployment
 from tests.integration.kafka_client import KafkaClient, header, source
-from tests.kafka_batches import COMPRESS, ReadyBatch, batch, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aiokafka.structs import ConsumerRecord
 
+    from bench.kafka_batches import RawHeaders
     from tests.integration.worker_process import WorkerProcess
-    from tests.kafka_batches import RawHeaders
 
 pytestmark = pytest.mark.integration
 

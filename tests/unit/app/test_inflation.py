@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.inflation import CODECS, CannotInflate, inflate
-from tests.kafka_batches import COMPRESS
+from bench.kafka_batches import COMPRESS
 
 LIMIT = 2**20
 

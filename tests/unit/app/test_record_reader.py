@@ -22,7 +22,7 @@ from app.record_reader import (
     read_records,
     without_excess,
 )
-from tests.kafka_batches import FIRST_MS, batch, record, sized, varint
+from bench.kafka_batches import FIRST_MS, batch, record, sized, varint
 from tests.samples import record_batch
 
 

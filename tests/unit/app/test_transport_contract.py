@@ -44,9 +44,9 @@ from app.transport import (
     _drain,
     append_records,
 )
+from bench.kafka_batches import COMPRESS, record
+from bench.kafka_batches import batch as raw_batch
 from schemas.records import RecordBatch
-from tests.kafka_batches import COMPRESS, record
-from tests.kafka_batches import batch as raw_batch
 from tests.samples import record_batch
 
 TOPIC = TP("score-requests", 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 from typing import TYPE_CHECKING
 
 from aiokafka.codec import lz4_encode, snappy_encode, zstd_encode
@@ -25,12 +26,19 @@ COMPRESS: dict[int, Callable[[bytes], bytes]] = {
 }
 CHECKED_FROM = 21
 """First byte that the checksum covers."""
-FIRST_MS = 1_750_000_000_000
+FIRST_MS = int(time.time() * 1000)
+"""Of batches that name no time: now, for a broker deletes what is older than its retention."""
 
 
 def varint(value: int) -> bytes:
-    """Zigzag, seven bits a byte."""
-    left = (value << 1) ^ (value >> 63)
+    r"""Zigzag, seven bits a byte; of 64 bits.
+
+    Example:
+        >>> varint(-1), varint(64), len(varint(-(2**63)))
+        (b'\x01', b'\x80\x01', 10)
+
+    """
+    left = ((value << 1) ^ (value >> 63)) & (2**64 - 1)
     out = bytearray()
     while left > 0x7F:
         out.append(left & 0x7F | 0x80)
@@ -52,7 +60,7 @@ def record(
     return sized(body)
 
 
-def batch(
+def batch(  # noqa: PLR0913 - each is a field of the header that somebody wants to lie about
     records: Sequence[bytes],
     *,
     base: int = 0,
