@@ -172,6 +172,7 @@ class RedisFeatureStore:
         async with self._turn:
             if self._breaker.is_open(self._now_s()):
                 msg = f"redis: not asked, the breaker is open; the latest failure was {self._latest_failure}"
+                await asyncio.sleep(0)  # a caller without pause must not keep the loop from the connection
                 raise FeatureStoreError(msg)
             deadline_s = asyncio.get_running_loop().time() + self._timeout_s
             try:
@@ -241,6 +242,7 @@ class RedisFeatureStore:
         connecting = self._connect()
         if not is_first:
             msg = f"redis: not asked, a connection is being made; the latest failure was {self._latest_failure}"
+            await asyncio.sleep(0)
             raise FeatureStoreError(msg)
         await _result_by(deadline_s, connecting)
         if self._connection is None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agents import topics
-from app.embedded.ports import answers, free_ports
-from app.embedded.servers import valkey_server
 from tests.integration.delays_service import EVENT_US, Deployment, model_spec, put_weather
 from tests.integration.kafka_client import KafkaClient, Message, header, source
+from tests.integration.valkey_process import ValkeyProcess
 from tests.integration.worker_process import WorkerProcess, until
 
 if TYPE_CHECKING:
@@ -23,32 +21,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-class Valkey:
-    """A store of the test's own, on one port for good, that can be started, killed, frozen and thawed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_ports(1)[0]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._argv = valkey_server(folder, self.port).argv
-        self._process: subprocess.Popen[bytes] | None = None
+class Valkey(ValkeyProcess):
+    """A store that always starts with the weather of JFK in it."""
 
     def start(self) -> None:
-        """Start it, with the weather of JFK in it."""
-        self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        until(lambda: answers(self.port), "Valkey")
+        """Start it."""
+        super().start()
         put_weather(self.url, {"JFK": (EVENT_US, 21.5)})
-
-    def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        """``kill -9``; nothing happens when it does not run."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
 
 
 @pytest.fixture
@@ -88,6 +67,15 @@ def check_degraded(deployment: Deployment, worker: WorkerProcess) -> None:
     assert evidence["feature_age_ms"] == [-1]
 
 
+def check_last_known(deployment: Deployment, worker: WorkerProcess) -> None:
+    """An answer without a store that was read before: DEGRADED, with the last known temperature and its age."""
+    score, evidence = ask(deployment, worker)
+    assert (score["status"], score["degraded"]) == ("DEGRADED", ["weather:stale"])
+    assert evidence is not None
+    assert (evidence["feature_status"], evidence["features"]["temp_c"]) == ("fffffs", 21.5)
+    assert evidence["feature_age_ms"] == [0]
+
+
 def wait_fresh(deployment: Deployment, worker: WorkerProcess) -> None:
     """Ask until the store is used again; the breaker lets a probe through after a second."""
 
@@ -111,11 +99,11 @@ def test_store_down_at_start_and_in_the_middle(
         valkey.start()
         wait_fresh(deployment, worker)
         valkey.kill()
-        check_degraded(deployment, worker)
+        check_last_known(deployment, worker)
         valkey.start()
         wait_fresh(deployment, worker)
         valkey.send(signal.SIGSTOP)  # connected, and silent: the time-out must bite
-        check_degraded(deployment, worker)
+        check_last_known(deployment, worker)
         valkey.send(signal.SIGCONT)
         wait_fresh(deployment, worker)
         figures = worker.figures()
@@ -147,9 +135,30 @@ def test_a_required_feature_that_cannot_be_had_is_an_error(
             return str(ask(deployment, worker)[0]["status"]) == "OK"
 
         until(is_ok, "an answer with the required temperature", timeout_s=30)
+        valkey.kill()
+        check_last_known(deployment, worker)
         conservation = worker.figures()["conservation"]
         assert conservation["undecodable"] == 0, "a copy is not counted"
         assert conservation["consumed"] == conservation["terminal"]
+
+
+def test_a_micro_batch_of_the_worker_is_one_command(
+    tmp_path: Path, kafka: KafkaClient, bootstrap_servers: str, valkey: Valkey
+) -> None:
+    """Under load the server counts as many MGETs as the worker ran micro-batches, and no other reads."""
+    valkey.start()
+    deployment = Deployment("trips", tmp_path, kafka, bootstrap_servers, valkey.url)
+    kafka.fresh_topics(deployment.settings)
+    with deployment.worker(SLUICE_BATCHING__MAX_BATCH_SIZE="64") as worker:
+        worker.start().wait_ready()
+        for first in range(0, 5000, 500):
+            kafka.produce(deployment.numbered(500, first=first))
+        deployment.wait_answered()
+        figures = worker.figures()
+        assert figures["statuses"]["OK"] + figures["statuses"]["DEGRADED"] == 5000
+        calls = valkey.calls()
+        assert calls["mget"] == figures["batches"]["executions"] >= 5000 / 64
+        assert not set(calls) & {"get", "hmget", "hgetall", "exists"}
 
 
 def test_nobody_else_has_the_port(valkey: Valkey) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.last_known import GENERATIONS, LastKnown
+from app.last_known import GENERATIONS, TAKEN_PER_S, LastKnown
 
 ROOMY = {"entries_max": 10**6, "bytes_max": 2**30}
 
@@ -65,6 +66,20 @@ def test_keys_that_are_read_all_the_time_outlive_those_that_are_not() -> None:
     assert not known.recall(["cold0-0"], now_s=0.0)
 
 
+def test_no_more_is_taken_than_can_be_afforded() -> None:
+    """A second's worth at once; in a flood of 100,000 rows a second a tenth, spread over its whole time."""
+    known = LastKnown(**ROOMY, age_max_s=1e9)
+    taken_at_s = []
+    for step in range(1000):
+        before = known.entries
+        known.keep({f"{step}-{i}": b"x" for i in range(100)}, now_s=step / 1000)
+        if known.entries > before:
+            taken_at_s.append(step / 1000)
+    assert TAKEN_PER_S <= known.entries <= 2 * TAKEN_PER_S + 100
+    assert [known.keep({"late": b"x"}, now_s=3.0), known.recall(["late"], now_s=3.0)] == [None, {"late": b"x"}]
+    assert max(later - earlier for earlier, later in pairwise(taken_at_s)) <= 0.011
+
+
 def test_a_row_that_the_store_has_no_more_is_forgotten_everywhere() -> None:
     """In all generations, with its memory."""
     known = LastKnown(**ROOMY, age_max_s=40)
@@ -83,7 +98,7 @@ def test_the_memory_that_is_counted_is_the_memory_that_is_taken() -> None:
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     for step in range(100):
-        known.keep({f"fs:profile:v1:a{step * 300 + i}": bytes(26) + b"%d" % i for i in range(300)}, now_s=0.0)
+        known.keep({f"fs:profile:v1:a{step * 300 + i}": bytes(26) + b"%d" % i for i in range(300)}, now_s=step)
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert 0.67 < taken / known.size_bytes < 1.33
