@@ -248,6 +248,17 @@ def parse_time(text: str, now_ms: int) -> int:
     return found_ms
 
 
+def counted(count: int) -> str:
+    """The number with its noun.
+
+    Example:
+        >>> counted(1), counted(1200)
+        ('1 dead letter', '1,200 dead letters')
+
+    """
+    return f"{count:,} dead letter{'' if count == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     r"""The text with everything escaped that a terminal would obey.
 

@@ -14,7 +14,7 @@ import typer
 
 from app.dead_letter_text import details_lines, letter_details, letter_json, letter_line, summary_lines
 from app.dead_letter_topic import find_cluster, find_ranges, open_reader, read_letters
-from app.dead_letters import DeadLetterError, Selection, parse_place, parse_time
+from app.dead_letters import DeadLetterError, Selection, counted, parse_place, parse_time
 from app.models.bundle import all_specs
 from app.replay import Replay, ReplayOrder
 from app.replay_journal import ReplayJournal
@@ -136,7 +136,7 @@ async def _list(settings: Settings, topic: str, selection: Selection, *, limit: 
             typer.echo(json.dumps(letter_json(letter), ensure_ascii=False) if as_json else letter_line(letter))
             if counts.total() == limit:
                 break
-    shown = [f"{counts.total():,} dead letters of {topic}", *summary_lines(counts)]
+    shown = [f"{counted(counts.total())} of {topic}", *summary_lines(counts)]
     if not counts and present:
         shown += ["these are there, and do not fit:", *summary_lines(present)]
     typer.echo("\n".join(shown), err=as_json)
@@ -165,7 +165,7 @@ async def _replay(settings: Settings, topic: str, order: ReplayOrder, path: Path
             job = Replay(kafka, cluster, reader, ranges, journal=journal, order=order)
             arrived = await job.settle()
             if arrived:
-                typer.echo(f"An earlier replay was interrupted; {arrived:,} of its last dead letters had arrived.")
+                typer.echo(f"An earlier replay was interrupted; of its last parcel {counted(arrived)} had arrived.")
             plan = await job.plan(int(time.time() * 1000))
             typer.echo("\n".join(_plan_lines(plan, order, path)))
             if not is_confirmed or not plan.total:
@@ -176,17 +176,16 @@ async def _replay(settings: Settings, topic: str, order: ReplayOrder, path: Path
 
 
 def _plan_lines(plan: ReplayPlan, order: ReplayOrder, journal: Path) -> list[str]:
-    lines = [f"{plan.total:,} dead letters to send:" if plan.total else "No dead letter to send."]
+    lines = [f"{counted(plan.total)} to send:" if plan.total else "No dead letter to send."]
     lines += [f"{n:>7,}  {stage:<10}  {name}  to {to}" for (stage, name, to), n in plan.counts.most_common()]
     if plan.replayed_count:
-        lines.append(f"{plan.replayed_count:,} were replayed before, says {journal}; --again sends them too.")
+        lines.append(f"Replayed before, left out: {plan.replayed_count:,} (journal {journal}; --again sends them too).")
     if plan.homeless_count:
         some = ", ".join(plan.homeless) + (", ..." if plan.homeless_count > len(plan.homeless) else "")
-        lines.append(f"{plan.homeless_count:,} cannot be replayed, no header says where they came from: {some}.")
+        lines.append(f"Without a header that says where from, left out: {plan.homeless_count:,} ({some}).")
     if plan.overdue_count:
         lines.append(
-            f"{plan.overdue_count:,} have a deadline that has passed, and would be answered EXPIRED; "
-            "--without-deadline drops it."
+            f"Past their deadline: {plan.overdue_count:,} (a worker would answer EXPIRED; --without-deadline drops it)."
         )
     left_out = plan.replayed_count + plan.homeless_count
     if not plan.total and not left_out and plan.stages and order.selection != Selection():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from aiokafka.errors import KafkaError
 
 from app.dead_letter_topic import read_letters
-from app.dead_letters import ORIGIN_HEADER, DeadLetterError, replay_headers
+from app.dead_letters import ORIGIN_HEADER, DeadLetterError, counted, replay_headers
 from app.errors import DeliveryError
 from app.producer import OutputProducer
 from app.replay_journal import Parcel
@@ -164,7 +164,7 @@ class Replay:
         """How many letters were sent and confirmed, and up to which of each partition."""
         total = sum(count for count, _ in self.sent.values())
         up_to = ", ".join(f"{partition}:{last}" for partition, (_, last) in sorted(self.sent.items()))
-        return f"{total:,} dead letters" + (f", the last of each partition {up_to}" if up_to else "")
+        return counted(total) + (f", the last of each partition {up_to}" if up_to else "")
 
     async def _wanted(self, plan: ReplayPlan) -> AsyncIterator[tuple[DeadLetter, tuple[str, int]]]:
         """Letters to send with target topic and partition; what is left out is counted in the plan."""

@@ -12,7 +12,7 @@ from app import cli, dlq_commands
 from app.dead_letters import DeadLetterError
 
 if TYPE_CHECKING:
-    from click.testing import Result
+    from typer.testing import Result
 
 
 def dlq(*arguments: str, servers: str = "127.0.0.1:1") -> Result:
