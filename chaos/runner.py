@@ -97,6 +97,7 @@ async def _harm_and_judge(world: World, result: Result) -> None:
         await world.stage.harm(world)
     except (AssertionError, TimeoutError) as exc:
         result.problems.append(f"during the harm: {exc}")
+        world.say(traceback.format_exc())
     try:
         await world.settle()
     except TimeoutError as exc:

@@ -29,6 +29,7 @@ class Scenario:
         is_detoured: workers reach Kafka and the store by proxies that the scenario may trouble.
         is_clock_stepped: the wall clock of workers follows ``World.clock``.
         environment: further settings of the workers.
+        is_by_hand: runs only when it is named.
 
     """
 
@@ -41,6 +42,7 @@ class Scenario:
     is_detoured: bool = False
     is_clock_stepped: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    is_by_hand: bool = False
 
     @property
     def sentence(self) -> str:

@@ -210,10 +210,15 @@ class World:
             await until(self._is_joined, "all outcomes to be joined", timeout_s=SETTLE_TIMEOUT_S)
         await self.look_at_commits()
 
-    async def drain(self) -> dict[str, int]:
+    async def drain(self) -> dict[str, int | str]:
         """SIGTERM to all scoring workers; returns how those ended that served, for one that starts may just die."""
         serving = [worker for worker in self.workers if await worker.is_ready()]
-        codes = {worker.name: await worker.terminate() for worker in serving}
+        codes: dict[str, int | str] = {}
+        for worker in serving:
+            try:
+                codes[worker.name] = await worker.terminate()
+            except TimeoutError as exc:
+                codes[worker.name] = f"nothing: {exc}"
         for worker in self.workers:
             worker.end()
         return codes

@@ -20,7 +20,7 @@ SECONDS, FAULT_EVERY_S = 1800.0, 60.0
 SAMPLE_EVERY_S, SAMPLES_SHOWN = 5.0, 120
 
 
-@scenario("soak", is_detoured=True, rate=300.0)
+@scenario("soak", is_detoured=True, rate=300.0, is_by_hand=True)
 async def soak(world: World) -> None:
     """Half an hour with a random fault a minute; what a worker holds is sampled all along."""
     await _soak(world, SECONDS, FAULT_EVERY_S)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from chaos.evidence import served_span_s
@@ -72,6 +74,29 @@ async def sigterm_loop(world: World) -> None:
     assert not any(codes), f"a worker that was asked to end did not end well: {codes}"
 
 
+@scenario("sigterm-in-outage", workers=2)
+async def sigterm_in_outage(world: World) -> None:
+    """A worker is asked to end while the broker is gone, and while the group forms anew after its return."""
+    seconds = []
+    for turn in range(world.pick(short=2, long=6)):
+        worker = await world.serving_worker()
+        await world.progress(20)
+        await world.servers.kill("kafka-1")
+        restart = asyncio.create_task(world.servers.restart("kafka-1"))
+        if turn % 2:
+            await restart
+            await world.pause(0.0, 1.0)
+        started_s = time.monotonic()
+        try:
+            await worker.terminate()
+        finally:
+            seconds.append(round(time.monotonic() - started_s, 1))
+            world.extra["seconds_to_end"] = seconds
+            await restart
+            worker.is_wanted = True
+        await world.progress(20)
+
+
 @scenario("stepped-clock", workers=2, is_clock_stepped=True)
 async def stepped_clock(world: World) -> None:
     """The workers' wall clock jumps by hours, ahead and back, under load; nobody restarts for it."""
@@ -86,4 +111,4 @@ async def stepped_clock(world: World) -> None:
     world.extra["answers_span_s"] = round(span_s)
 
 
-SCENARIOS = (kill_loop, zombie, rebalance_storm, sigterm_loop, stepped_clock)
+SCENARIOS = (kill_loop, zombie, rebalance_storm, sigterm_loop, sigterm_in_outage, stepped_clock)
