@@ -50,6 +50,12 @@ async def gather(judge: JudgeClient, load: Load, workload: Workload, commits: Se
     )
 
 
+async def last_answers(judge: JudgeClient, workload: Workload, count: int) -> list[Answer]:
+    """The newest answers, so many of each partition."""
+    decoder = Decoder(load_schema(workload.schemas, "score"))
+    return _answers(await judge.read(topic_names.SCORES, last=count), decoder)
+
+
 async def served_span_s(judge: JudgeClient, workload: Workload) -> float:
     """Seconds between the earliest and the latest wall clock time that stands in an answer."""
     records = await judge.read(topic_names.SCORES)

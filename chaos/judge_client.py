@@ -12,7 +12,6 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Self
 
 Isolation = Literal["read_committed", "read_uncommitted"]
@@ -47,20 +46,21 @@ class JudgeClient:
         committed = await self.committed(group, topic)
         return sum(end - committed.get(p, 0) for p, end in (await self.ends(topic)).items())
 
-    async def read(self, topic: str, isolation: Isolation = "read_committed") -> list[ConsumerRecord]:
+    async def read(
+        self, topic: str, isolation: Isolation = "read_committed", *, last: int | None = None
+    ) -> list[ConsumerRecord]:
         """All records, partition by partition.
+
+        Args:
+            topic: to be read to its end as of now.
+            isolation: whether records of open and aborted transactions count.
+            last: only so many offsets before the end of each partition; None: from the beginning.
 
         Raises:
             TimeoutError: the end is not reached within 120 s.
 
         """
         found: dict[int, list[ConsumerRecord]] = {}
-        await self._read(topic, isolation, lambda tp, records: found.setdefault(tp.partition, []).extend(records))
-        return [record for partition in sorted(found) for record in found[partition]]
-
-    async def _read(
-        self, topic: str, isolation: Isolation, take: Callable[[TopicPartition, list[ConsumerRecord]], None]
-    ) -> None:
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self._servers, isolation_level=isolation, max_partition_fetch_bytes=2**22
         )
@@ -68,14 +68,16 @@ class JudgeClient:
         try:
             partitions = await self._partitions(consumer, topic)
             consumer.assign(partitions)
-            await consumer.seek_to_beginning(*partitions)
             ends = await consumer.end_offsets(partitions)
+            for tp in partitions:
+                consumer.seek(tp, 0 if last is None else max(0, ends[tp] - last))
             async with asyncio.timeout(READ_TIMEOUT_S):
                 while any([await consumer.position(tp) < ends[tp] for tp in partitions]):
                     for tp, records in (await consumer.getmany(timeout_ms=100)).items():
-                        take(tp, records)
+                        found.setdefault(tp.partition, []).extend(records)
         finally:
             await consumer.stop()
+        return [record for partition in sorted(found) for record in found[partition]]
 
     async def set_topic_config(self, topic: str, config: dict[str, str]) -> None:
         """Replace a topic's own settings by these; what is not named goes back to the broker's default."""

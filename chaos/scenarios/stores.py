@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import redis.asyncio
 
 from app.features import ViewCodec
 from bench.workload import ACCOUNTS, fill_store
+from chaos.evidence import last_answers
+from chaos.patience import until
 from chaos.scenario import scenario
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ async def store_hung(world: World) -> None:
         await world.progress(50)
         world.servers.freeze("valkey")
         await world.progress(500)
+        await _degraded(world)
         await world.pause(1.0, 4.0)
         world.servers.thaw("valkey")
         await _recovered(world)
@@ -34,6 +36,7 @@ async def store_killed(world: World) -> None:
         await world.progress(50)
         await world.servers.kill("valkey")
         await world.progress(500)
+        await _degraded(world)
         await world.servers.restart("valkey")
         await world.progress(200)
         await fill_store(world.settings, world.workload.bundle)
@@ -82,10 +85,20 @@ async def store_wrong_type(world: World) -> None:
     await world.progress(world.pick(short=1000, long=4000))
 
 
+async def _degraded(world: World) -> None:
+    """Requests are answered without the store, and the answers say so."""
+    statuses = {answer.status for answer in await last_answers(world.judge, world.workload, 10)}
+    assert statuses == {"DEGRADED"}, f"without a store, answers are {statuses}"
+
+
 async def _recovered(world: World) -> None:
-    """The breaker lets a probe through after a second; then the rows are fresh again."""
-    await asyncio.sleep(1.5)
+    """The breaker lets a probe through after a second; then no answer lacks its rows any more."""
+
+    async def is_fresh() -> bool:
+        return all(answer.status == "OK" for answer in await last_answers(world.judge, world.workload, 10))
+
     await world.progress(200)
+    await until(is_fresh, "answers that lack nothing", timeout_s=30.0)
 
 
 SCENARIOS = (store_hung, store_killed, store_slow, store_reset, store_wrong_type)
