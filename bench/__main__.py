@@ -11,7 +11,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench import codec, device, hostile, latency, memory, overload, replay, report, results, throughput
+from bench import codec, device, hostile, latency, memory, overload, redis_faults, replay, report, results, throughput
 from bench.contenders import repository_root
 from bench.stack import Bench, no_stack, running_stack
 
@@ -27,6 +27,7 @@ PARTS: dict[str, Part] = {
     "overload": overload.run,
     "replay": replay.run,
     "hostile": hostile.run,
+    "redis_faults": redis_faults.run,
     "codec": codec.run,
     "memory": partial(memory.run, requests=2_000_000),
     "memory-10m": partial(memory.run, requests=10_000_000),

@@ -22,6 +22,7 @@ def write() -> None:
         "overload": _overload,
         "replay": _replay,
         "hostile": _hostile,
+        "redis_faults": _redis_faults,
         "codec": _codec,
         "memory": _memory,
         "memory-10m": _memory,
@@ -147,6 +148,19 @@ def _hostile(figures: dict[str, Any]) -> list[str]:
                 (name, f"{row['sent']:,}", *(f"{row.get(outcome, 0):,}" for outcome in outcomes))
                 for name, row in figures["mutators"].items()
             ],
+        ),
+    ]
+
+
+def _redis_faults(figures: dict[str, Any]) -> list[str]:
+    names = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "max_ms")
+    return [
+        f"Open loop, {figures['rate_per_s']:,.0f}/s; {figures['answered']:,} of {figures['sent']:,} answered,",
+        f"{figures['statuses']}.",
+        "",
+        *_table(
+            ("store", "p50", "p95", "p99", "p99.9", "largest, ms"),
+            [(name, *(row[n] for n in names)) for name, row in figures["latency"].items()],
         ),
     ]
 

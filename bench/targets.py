@@ -53,6 +53,7 @@ def targets(figures: dict[str, dict[str, Any]]) -> list[Target]:
         "overload": _overload,
         "replay": _replay,
         "hostile": _hostile,
+        "redis_faults": _redis_faults,
     }
     return [target for part, judge in judges.items() if part in figures for target in judge(figures[part])]
 
@@ -109,6 +110,12 @@ def _hostile(figures: dict[str, Any]) -> Iterator[Target]:
         yield Target(f"{what.replace('_', ' ')}, {count}", 0, figures[what], is_floor=False)
     yield Target(f"longest stall of the event loop, s, {count}", 1, figures["stall_s"], is_floor=False)
     yield Target(f"growth of the resident set after a quarter, MB, {count}", 64, figures["growth_mb"], is_floor=False)
+
+
+def _redis_faults(figures: dict[str, Any]) -> Iterator[Target]:
+    yield Target("added p99 while the store hangs, ms", 25, figures["added_p99_hung_ms"], is_floor=False)
+    yield Target("added p99 while the store is dead, ms", 25, figures["added_p99_killed_ms"], is_floor=False)
+    yield Target("answered over sent, store faults", 1, figures["answered"] / figures["sent"], is_floor=True)
 
 
 def _text(value: float) -> str:
