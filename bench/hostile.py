@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from aiokafka import AIOKafkaProducer
 
@@ -92,9 +93,19 @@ class Found:
 
 @dataclass
 class Watched:
-    """What was seen of the worker while it worked."""
+    """What was seen of the worker while it worked.
+
+    Attributes:
+        stall_s: longest wait for the health page.
+        stall_cpu_s: most CPU time that the worker, all its threads, used during one such wait: how long its loop stood
+            still at most, had nothing else used the cores.
+        seconds: from the first look to the last answer.
+        rss_mb: records consumed and resident set, again and again.
+
+    """
 
     stall_s: float = 0.0
+    stall_cpu_s: float = 0.0
     seconds: float = 0.0
     rss_mb: list[tuple[int, float]] = field(default_factory=list)
 
@@ -114,6 +125,7 @@ async def run(bench: Bench) -> dict[str, Any]:
         "seed": SEED,
         "crashes": 0,  # a worker that ends is an error here, with the end of its log
         "stall_s": round(watched.stall_s, 3),
+        "stall_cpu_s": round(watched.stall_cpu_s, 3),
         "requests_per_s": round(total / watched.seconds),
         **_memory(watched, total),
     }
@@ -165,12 +177,14 @@ async def _send(bench: Bench, bundle: Bundle, count: int) -> list[Sent]:
     await producer.start()
     try:
         left, turn = count, 0
+        bombs = 1 if bench.is_quick else BOMBS
         while left:
             partition = turn % PARTITIONS
+            if left <= count * bombs // BOMBS - count // (2 * BOMBS):  # one in the middle of each fifth
+                bombs -= 1
+                await _send_bomb(producer, sent[partition], partition)
             left -= await _send_batch(producer, chance, seeds, sent[partition], partition, left)
             turn += 1
-        for partition in range(1 if bench.is_quick else BOMBS):
-            await _send_bomb(producer, sent[partition % PARTITIONS], partition % PARTITIONS)
     finally:
         await producer.stop()
     return sent
@@ -211,13 +225,15 @@ async def _watch(running: Running, url: str, total: int) -> Watched:
     """Ask for the worker's health all the time: an answer that takes long means a loop that stood still."""
     watched, started_s = Watched(), time.monotonic()
     consumed, next_look_s = 0, 0.0
+    process = psutil.Process(running.processes[0].pid)
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
         while True:
             running.check()
-            asked_s = time.monotonic()
+            asked_s, cpu_s = time.monotonic(), sum(process.cpu_times()[:2])
             await client.get("/v2/health/live")
             now_s = time.monotonic()
             watched.stall_s = max(watched.stall_s, now_s - asked_s)
+            watched.stall_cpu_s = max(watched.stall_cpu_s, sum(process.cpu_times()[:2]) - cpu_s)
             if now_s > next_look_s:
                 next_look_s = now_s + 10 * POLL_S
                 conservation = await _conservation(client)
