@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from app.dead_letters import attempt_of
 from app.lookup import FRESH, MISSING, NEVER, degraded_reasons
 from app.requests import own_headers
 from schemas.columnar import Encoder
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from app.microbatch import MicroBatch, Part
     from app.models.bundle import Bundle
     from app.requests import Fault
+    from schemas.records import RecordBatch
 
 STAGES = ("ingest", "queue", "features", "preprocess", "inference", "postprocess", "emit")
 INT32_MAX = 2**31 - 1
@@ -34,15 +36,15 @@ REASONS = tuple(r.name for r in FireReason)
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Microseconds of each stage, one value a row; ``total`` is their sum.
+    """Microseconds of each stage; ``total`` is their sum.
 
     Attributes:
-        stages: by name, shape (n,), int64, never negative.
+        stages: by name, never negative: shape (n,), int64, or one integer where it is the same for all rows.
         total: shape (n,), int64.
 
     """
 
-    stages: dict[str, NDArray[np.int64]]
+    stages: dict[str, NDArray[np.int64] | int]
     total: NDArray[np.int64]
 
 
@@ -150,7 +152,7 @@ class AnswerWriter:
                 *dead_letter_headers(
                     raw, i, stage=faults[i].stage, error_class=faults[i].error_class, message=faults[i].message
                 ),
-                ("x-src", source_mark(raw.topic, raw.partition, int(raw.offsets[i]))),
+                ("x-src", source_mark(raw.topic, raw.partition, int(raw.offsets[i]), _attempt(raw, i))),
             )
             for i in places
         ]
@@ -167,9 +169,13 @@ class AnswerWriter:
         all_scored = bool(scored.all())
         valid = None if all_scored else scored
         text = TextColumn.from_codes(decision, spec.output.labels)
+        threshold: Column = Constant(spec.output.threshold, count)
+        if not all_scored:
+            threshold = NumberColumn(np.full(count, spec.output.threshold), valid)
         on_device = np.where(scored, batch.device_rows, 0).astype(np.int32)
         fired = np.where(scored, int(batch.reason), int(FireReason.NONE)).astype(np.int32)
-        stages = {f"{s}_us": _int32(timings.stages[s]) for s in STAGES} | {"total_us": _int32(timings.total)}
+        stages = {f"{s}_us": _micros(timings.stages[s], count) for s in STAGES}
+        stages["total_us"] = _micros(timings.total, count)
         fields: dict[str, Column] = {
             "request_id": batch.request_id,
             "entity_id": batch.entity_id,
@@ -177,7 +183,7 @@ class AnswerWriter:
             "outputs": ListColumn(np.concatenate([[0], np.cumsum(scored)]), NumberColumn(score[scored])),
             "score": NumberColumn(score, valid),
             "decision": TextColumn(text.data, text.starts, text.lengths, valid),
-            "threshold": NumberColumn(np.full(count, spec.output.threshold), valid),
+            "threshold": threshold,
             "model_name": Constant(spec.name, count),
             "model_version": Constant(spec.version, count),
             "experiment_id": Constant(None, count),
@@ -186,7 +192,7 @@ class AnswerWriter:
             "reason": _reasons(batch.faults, count),
             "event_time": NumberColumn(batch.event_time_us),
             "served_at": Constant(served_at_us, count),
-            "timings": RecordColumn(dict(stages), count),
+            "timings": RecordColumn(stages, count),
             "batch_rows": NumberColumn(on_device),
             "fire_reason": EnumColumn(fired, REASONS),
         }
@@ -296,11 +302,21 @@ def _answer_headers(part: Part) -> list[list[tuple[str, bytes]]]:
     raw = part.requests.batch
     places = part.requests.rows[part.start : part.end]
     stem = source_mark(raw.topic, raw.partition, 0).rsplit(b":", 2)[0]
-    marks = [[("x-src", b"%b:%d:0" % (stem, offset))] for offset in raw.offsets[places].tolist()]
+    offsets = raw.offsets[places].tolist()
     if not raw.headers:
-        return marks
-    return [[*own_headers(raw.headers[place]), *mark] for place, mark in zip(places.tolist(), marks, strict=True)]
+        return [[("x-src", b"%b:%d:0" % (stem, offset))] for offset in offsets]
+    return [
+        [*own_headers(raw.headers[place]), ("x-src", b"%b:%d:%d" % (stem, offset, _attempt(raw, place)))]
+        for place, offset in zip(places.tolist(), offsets, strict=True)
+    ]
 
 
-def _int32(values: NDArray[np.int64]) -> NumberColumn:
-    return NumberColumn(np.clip(values, 0, INT32_MAX).astype(np.int32))
+def _attempt(raw: RecordBatch, place: int) -> int:
+    """How often the record was replayed from the dead letters."""
+    return attempt_of(raw.headers[place]) if raw.headers else 0
+
+
+def _micros(values_us: NDArray[np.int64] | int, count: int) -> Column:
+    if isinstance(values_us, int):
+        return Constant(min(values_us, INT32_MAX), count)
+    return NumberColumn(np.minimum(values_us, INT32_MAX).astype(np.int32))

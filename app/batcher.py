@@ -340,8 +340,8 @@ class MicroBatcher:
         if not self._is_tight(self._planned_s(full, now_s, device_free_s)):
             return self.max_batch_size
         deadlines_s = self._deadlines_s()
-        sizes = [2**power for power in range(_bucket(full))] + [full]
-        rates = []
+        sizes = [1 << power for power in range(_bucket(full))] + [full]
+        rates: list[float] = []
         for rows in sizes:
             in_time_s = self._planned_s(rows, now_s, device_free_s) + self.beyond.mean_s
             alive = min(int(np.count_nonzero(deadlines_s > in_time_s)), rows)
@@ -353,7 +353,8 @@ class MicroBatcher:
             return self.max_batch_size
         good = [rows for rows, rate in zip(sizes, rates, strict=True) if rate >= NEARLY_BEST * best]
         patience_s = (float(np.median(deadlines_s)) - now_s) * PATIENCE
-        return max((rows for rows in good if self.run.of(rows) <= patience_s), default=good[0])
+        patient = [rows for rows in good if self.run.of(rows) <= patience_s]
+        return max(patient or good[:1])
 
     def _in_time_s(self, limit: int, planned_s: float) -> float:
         """Up to which deadline rows are left out.

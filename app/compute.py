@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def compute(batch: MicroBatch, model: ScoringModel) -> None:
     """Fill in ``predictions`` for the live rows; rows that the model cannot score become ERROR."""
     clock = time.monotonic
+    batch.marks_s["start"] = clock()
     _add_store_features(batch, model)
     if not len(batch.live):
         batch.marks_s |= dict.fromkeys(("preprocess", "inference", "postprocess"), clock())

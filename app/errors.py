@@ -8,6 +8,7 @@
   + TopicError             a topic is missing, or its partitions do not fit the others
     - PartitionMismatch    its partitions do not fit; waiting cannot help
   + DeliveryError          an output record was not acknowledged; the worker must restart
+  + DeadLetterError        a dead letter cannot be listed, shown or replayed as asked
   + FeatureStoreError      the online store did not answer in time or not in kind
 """
 

@@ -125,9 +125,7 @@ class MicroBatch:
             self.predictions = self.predictions.take(kept)
 
 
-def form(
-    slices: Sequence[Slice], reason: FireReason, *, now_s: float, planned_s: float, in_time_ms: int
-) -> MicroBatch:
+def form(slices: Sequence[Slice], reason: FireReason, *, now_s: float, planned_s: float, in_time_ms: int) -> MicroBatch:
     """The micro-batch of some slices; requests that cannot meet their deadline become EXPIRED here, at no cost.
 
     Args:

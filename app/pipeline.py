@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.answers import STAGES, AnswerWriter, Timings
+from app.answers import AnswerWriter, Timings
 from app.compute import compute
 from app.errors import DeliveryError
 from app.intake import Segment, decode_slices, offsets_left
@@ -49,6 +49,9 @@ log = logging.getLogger(__name__)
 COMPUTE_QUEUE = 1
 """Micro-batches formed ahead of the device: one, so that further rows wait in the batcher, where they find company."""
 EMIT_QUEUE = 2
+INLINE_S = 0.0003
+"""A micro-batch that takes the CPU for less than this is computed on the event loop: to hand it to another thread and
+back takes about as long."""
 
 
 class ScoringPipeline:
@@ -259,13 +262,15 @@ class ScoringPipeline:
             batch = await self._compute_queue.get()
             run_s = self._batcher.run.of(len(batch.live))
             expire(batch, int((self._wall_s() + run_s) * 1000))
-            started_s = batch.marks_s["start"] = self._now_s()
-            self._device_free_s = started_s + run_s
+            self._device_free_s = self._now_s() + run_s
             self._arrived.set()  # there is room for one micro-batch ahead
-            await loop.run_in_executor(self._thread, compute, batch, self._model)
+            if self._model.device == "cpu" and run_s < INLINE_S:
+                compute(batch, self._model)
+            else:
+                await loop.run_in_executor(self._thread, compute, batch, self._model)
             self._device_free_s = self._now_s()
             if batch.device_rows:
-                self._batcher.run.learn(batch.device_rows, self._device_free_s - started_s)
+                self._batcher.run.learn(batch.device_rows, batch.marks_s["postprocess"] - batch.marks_s["start"])
             self._arrived.set()  # the device is free
             await self._emit_queue.put(batch)
 
@@ -330,21 +335,21 @@ class ScoringPipeline:
 
     def _timings(self, batch: MicroBatch, now_s: float) -> Timings:
         """Stages in micros, so that they add up: what no other stage claims is queueing."""
-        count = len(batch)
-        arrived = np.concatenate([np.full(len(p), p.requests.batch.received_s) for p in batch.parts])
         marks = batch.marks_s
         spans = {
-            "ingest": marks["ingest"] - batch.fired_s,
-            "features": marks["features"] - marks["ingest"],
-            "preprocess": marks["preprocess"] - marks["start"],
-            "inference": marks["inference"] - marks["preprocess"],
-            "postprocess": marks["postprocess"] - marks["inference"],
-            "emit": now_s - marks["postprocess"],
+            "ingest": _us(marks["ingest"] - batch.fired_s),
+            "features": _us(marks["features"] - marks["ingest"]),
+            "preprocess": _us(marks["preprocess"] - marks["start"]),
+            "inference": _us(marks["inference"] - marks["preprocess"]),
+            "postprocess": _us(marks["postprocess"] - marks["inference"]),
+            "emit": _us(now_s - marks["postprocess"]),
         }
-        stages = {name: np.full(count, _us(span)) for name, span in spans.items()}
-        total = np.maximum(((now_s - arrived) * 1e6).astype(np.int64), 0)
-        stages["queue"] = np.maximum(total - sum(stages.values()), 0)
-        return Timings({name: stages[name] for name in STAGES}, np.sum([stages[n] for n in STAGES], axis=0))
+        claimed = sum(spans.values())
+        total = np.repeat(
+            [_us(now_s - p.requests.batch.received_s) for p in batch.parts], [len(p) for p in batch.parts]
+        )
+        total = np.maximum(total, claimed)
+        return Timings({**spans, "queue": total - claimed}, total)
 
 
 def _us(span_s: float) -> int:

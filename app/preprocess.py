@@ -9,6 +9,8 @@ import numpy as np
 from schemas.columns import Column, NumberColumn, TextColumn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pandas as pd
     from numpy.typing import NDArray
 
@@ -32,11 +34,18 @@ class Preprocessor:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._features = [f for f in spec.features if f.model_input]
-        self._numeric = [f for f in self._features if f.type != "category"]
+        self._times, scaled, at = [], [], 0
+        for feature in self._features:
+            if feature.type == "time":
+                self._times.append((feature, at))
+            elif feature.type != "category":
+                scaled.append((feature, at))
+            at += _width(feature)
+        self.number_width = at
+        self._scaled = _ScaledNumbers(scaled) if scaled else None
         self._categories = [f for f in self._features if f.type == "category"]
         self._vocabularies = [tuple(f.vocabulary or ()) for f in self._categories]
         self._all = spec.features
-        self.number_width = sum(_width(f) for f in self._numeric)
         self.code_sizes = [len(v) + 1 for v in self._vocabularies]
 
     def transform(self, features: dict[str, Column]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -52,11 +61,10 @@ class Preprocessor:
         count = len(features[self._features[0].name])
         numbers = np.empty((count, self.number_width), dtype=np.float32)
         codes = np.empty((count, len(self._categories)), dtype=np.int64)
-        at = 0
-        for feature in self._numeric:
-            width = _width(feature)
-            _fill_numbers(numbers[:, at : at + width], feature, features[feature.name])
-            at += width
+        if self._scaled is not None:
+            self._scaled.fill(numbers, features)
+        for feature, at in self._times:
+            _fill_cyclic(numbers[:, at : at + _width(feature)], feature, features[feature.name])
         for i, (feature, vocabulary) in enumerate(zip(self._categories, self._vocabularies, strict=True)):
             column = features[feature.name]
             assert isinstance(column, TextColumn), feature.name
@@ -82,34 +90,56 @@ def _column_of(feature: Feature, frame: pd.DataFrame) -> Column:
 
 
 def _width(feature: Feature) -> int:
+    if feature.type == "category":
+        return 0
     return (2 * len(feature.parts or ()) if feature.type == "time" else 1) + feature.missing_indicator
 
 
-def _fill_numbers(into: NDArray[np.float32], feature: Feature, column: Column) -> None:
-    assert isinstance(column, NumberColumn), feature.name
-    values, missing = column.values, None if column.valid is None else ~column.valid
-    if feature.type == "time":
-        _fill_cyclic(into, feature, values.astype(np.int64), missing)
-    else:
-        numbers = values.astype(np.float64)
-        gone = np.isnan(numbers) if missing is None else np.isnan(numbers) | missing
-        missing = gone if gone.any() else None
+class _ScaledNumbers:
+    """Numbers and flags: imputed, clipped, logged, standardised; all of them at once, one array operation a step.
+
+    Args:
+        features: k features, each with its place among the network's numbers.
+
+    """
+
+    def __init__(self, features: list[tuple[Feature, int]]) -> None:
+        given = [feature for feature, _ in features]
+        self._names = [feature.name for feature in given]
+        self._places = np.array([at for _, at in features])
+        self._indicators = [(i, at + 1) for i, (feature, at) in enumerate(features) if feature.missing_indicator]
+        self._impute = _upright(impute_value(feature) for feature in given)
+        ranges = [feature.range or (-np.inf, np.inf) for feature in given]
+        self._low, self._high = (_upright(bound) for bound in zip(*ranges, strict=True))
+        self._is_clipped = any(feature.range is not None for feature in given)
+        self._logged = np.flatnonzero([feature.log1p for feature in given])
+        self._mean = _upright(f.standardise.mean if f.standardise else 0.0 for f in given)
+        self._scale = _upright(f.standardise.scale if f.standardise else 1.0 for f in given)
+
+    def fill(self, into: NDArray[np.float32], features: dict[str, Column]) -> None:
+        """Write the places of these features in ``into``, shape (n, width)."""
+        numbers = np.empty((len(self._names), len(into)))
+        for i, name in enumerate(self._names):
+            column = features[name]
+            assert isinstance(column, NumberColumn), name
+            numbers[i] = column.values
+            if column.valid is not None:
+                numbers[i, ~column.valid] = np.nan
+        missing = np.isnan(numbers)
+        for i, place in self._indicators:
+            into[:, place] = missing[i]
+        if missing.any():
+            numbers = np.where(missing, self._impute, numbers)
+        if self._is_clipped:
+            numbers = np.clip(numbers, self._low, self._high)
+        if self._logged.size:
+            numbers[self._logged] = np.log1p(np.maximum(numbers[self._logged], 0.0))
         with np.errstate(over="ignore"):  # beyond float32 it is infinite, and its row will be an ERROR
-            into[:, 0] = _scaled(feature, numbers, missing)
-    if feature.missing_indicator:
-        into[:, -1] = 0.0 if missing is None else missing
+            into[:, self._places] = ((numbers - self._mean) / self._scale).T
 
 
-def _scaled(feature: Feature, numbers: NDArray[np.float64], missing: NDArray[np.bool_] | None) -> NDArray[np.float64]:
-    if missing is not None:
-        numbers = np.where(missing, impute_value(feature), numbers)
-    if feature.range is not None:
-        numbers = np.clip(numbers, *feature.range)
-    if feature.log1p:
-        numbers = np.log1p(np.maximum(numbers, 0.0))
-    if feature.standardise is not None:
-        numbers = (numbers - feature.standardise.mean) / feature.standardise.scale
-    return numbers
+def _upright(values: Iterable[float]) -> NDArray[np.float64]:
+    return np.array(list(values), dtype=np.float64)[:, None]
 
 
 def impute_value(feature: Feature) -> float:
@@ -122,15 +152,17 @@ def impute_value(feature: Feature) -> float:
     return float(np.expm1(mean)) if feature.log1p else mean
 
 
-def _fill_cyclic(
-    into: NDArray[np.float32], feature: Feature, micros: NDArray[np.int64], missing: NDArray[np.bool_] | None
-) -> None:
-    local = micros + feature.utc_offset_minutes * 60_000_000
+def _fill_cyclic(into: NDArray[np.float32], feature: Feature, column: Column) -> None:
+    assert isinstance(column, NumberColumn), feature.name
+    local = column.values.astype(np.int64) + feature.utc_offset_minutes * 60_000_000
     for i, part in enumerate(feature.parts or ()):
         angle = _phase(part, local) * (2 * np.pi / PERIODS[part])
         into[:, 2 * i], into[:, 2 * i + 1] = np.sin(angle), np.cos(angle)
+    missing = None if column.valid is None else ~column.valid
     if missing is not None:
         into[missing] = 0.0
+    if feature.missing_indicator:
+        into[:, -1] = 0.0 if missing is None else missing
 
 
 def _phase(part: str, micros: NDArray[np.int64]) -> NDArray[np.float64]:

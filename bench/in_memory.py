@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agents import topics
-from app.batcher import MicroBatcher
+from app.batcher import LearnedCost, MicroBatcher
 from app.ledger import Ledger
 from app.lookup import ViewLookup
 from app.main import answer_writer, schema_book
@@ -85,11 +85,10 @@ def make_pipeline(
     max_batch_size: int = 512,
     model: ScoringModel | None = None,
 ) -> ScoringPipeline:
-    """A pipeline that ends in ``sink``; ``model`` is warm when it is given."""
+    """A pipeline that ends in ``sink``."""
     settings = Settings(schemas={"folder": Path("schemas")})
     if model is None:
         model = ScoringModel(bundle, device)
-        model.warm_up()
     book = schema_book(settings, bundle)
 
     def fail(error: BaseException) -> None:
@@ -97,7 +96,11 @@ def make_pipeline(
 
     return ScoringPipeline(
         decoder=RequestDecoder(book, bundle.spec, max_request_bytes=2**20),
-        batcher=MicroBatcher(max_batch_size=min(max_batch_size, bundle.spec.buckets[-1]), window_s=0.005),
+        batcher=MicroBatcher(
+            max_batch_size=min(max_batch_size, bundle.spec.buckets[-1]),
+            window_s=0.005,
+            run=LearnedCost(model.warm_up()),
+        ),
         lookup=ViewLookup(bundle.spec, NoStore()),
         model=model,
         writer=answer_writer(settings, bundle, book, model.device),

@@ -1,7 +1,7 @@
-"""Avro one value at a time: strict reading and writing, and columns from Python values.
+"""Avro one value at a time: strict reading, and columns from Python values.
 
-This is the slow way, for what has no vectorised form (unions of several types, collections within collections), for
-rows that would make the vectorised walk take too many steps, and for constants. It judges bytes exactly as the
+This is the slow way, for what has no vectorised form (unions of several types, collections within collections), and
+for rows that would make the vectorised walk take too many steps. It judges bytes exactly as the
 vectorised walk does, which ``fastavro`` does not: that takes negative branch numbers and endless varints.
 """
 
@@ -23,7 +23,6 @@ from schemas.avro_plan import (
     Shape,
     Union,
     Value,
-    describe,
     minimum_bytes,
 )
 from schemas.byte_ranges import starts_of
@@ -58,7 +57,6 @@ BAD_UTF8 = "a string is not valid UTF-8"
 
 NUMBER_DTYPES = {"boolean": np.bool_, "int": np.int32, "long": np.int64, "float": np.float32, "double": np.float64}
 FLOAT_FORMATS = {"float": struct.Struct("<f"), "double": struct.Struct("<d")}
-_INTEGER_BITS = {"int": 32, "long": 64}
 
 
 class Malformed(ValueError):
@@ -186,123 +184,6 @@ class ScalarReader:
                 yield
             if block_end is not None and block_end != self.position:
                 raise Malformed(BAD_BLOCK_SIZE)
-
-
-def write_value(shape: Shape, value: Value, out: bytearray, path: str) -> None:
-    r"""Append a Python value as Avro.
-
-    Args:
-        shape: the value's type.
-        value: the value; integers for logical types.
-        out: where to append.
-        path: the field, for messages.
-
-    Raises:
-        ValueError: the value is not of the type; names the path.
-
-    Example:
-        >>> out = bytearray()
-        >>> write_value(Array(Primitive("int")), [1, -1], out, "x")
-        >>> bytes(out)
-        b'\x04\x02\x01\x00'
-
-    """
-    match shape:
-        case Primitive():
-            _write_primitive(shape, value, out, path)
-        case Nullable():
-            branch = shape.null_index if value is None else 1 - shape.null_index
-            _write_long(branch, out)
-            if value is not None:
-                write_value(shape.inner, value, out, path)
-        case Record() if isinstance(value, dict):
-            _write_record(shape, value, out, path)
-        case Enumeration() if value in shape.symbols:
-            _write_long(shape.symbols.index(value), out)
-        case Array() if isinstance(value, (list, tuple)):
-            _write_items([(f"{path}[{i}]", None, item) for i, item in enumerate(value)], shape.items, out)
-        case Map() if isinstance(value, dict):
-            _write_items([(f"{path}[{key!r}]", key, item) for key, item in value.items()], shape.values, out)
-        case Union():
-            _write_union(shape, value, out, path)
-        case Fixed() if isinstance(value, bytes) and len(value) == shape.size:
-            out += value
-        case _:
-            _wrong(shape, value, path)
-
-
-def _write_items(items: list[tuple[str, str | None, Value]], shape: Shape, out: bytearray) -> None:
-    if items:
-        _write_long(len(items), out)
-    for path, key, item in items:
-        if key is not None:
-            _write_primitive(Primitive("string"), key, out, path)
-        write_value(shape, item, out, path)
-    out.append(0)
-
-
-def _write_record(shape: Record, value: dict[str, Value], out: bytearray, path: str) -> None:
-    for field in shape.fields:
-        inner = f"{path}.{field.name}" if path else field.name
-        if field.name not in value and not field.has_default:
-            msg = f"{inner}: the value is missing and the schema has no default"
-            raise ValueError(msg)
-        write_value(field.shape, value.get(field.name, field.default), out, inner)
-
-
-def _write_union(shape: Union, value: Value, out: bytearray, path: str) -> None:
-    for index, branch in enumerate(shape.branches):
-        part = bytearray()
-        try:
-            write_value(branch, value, part, path)
-        except ValueError:
-            continue
-        _write_long(index, out)
-        out += part
-        return
-    _wrong(shape, value, path)
-
-
-def _write_primitive(shape: Primitive, value: Value, out: bytearray, path: str) -> None:
-    is_boolean = isinstance(value, (bool, np.bool_))
-    is_integer = isinstance(value, (int, np.integer)) and not is_boolean
-    name = shape.name
-    if name == "null" and value is None:
-        return
-    if name == "boolean" and is_boolean:
-        out.append(int(value))
-    elif name in _INTEGER_BITS and is_integer and _fits(int(value), _INTEGER_BITS[name]):
-        _write_long(int(value), out)
-    elif name in FLOAT_FORMATS and (is_integer or isinstance(value, (float, np.floating))):
-        try:
-            out += FLOAT_FORMATS[name].pack(float(value))
-        except OverflowError:
-            _wrong(shape, value, path)
-    elif (name == "string" and isinstance(value, str)) or (name == "bytes" and isinstance(value, bytes)):
-        raw = value.encode() if isinstance(value, str) else value
-        _write_long(len(raw), out)
-        out += raw
-    else:
-        _wrong(shape, value, path)
-
-
-def _write_long(value: int, out: bytearray) -> None:
-    rest = (value << 1) ^ (value >> 63)
-    while rest >= 0x80:
-        out.append((rest & 0x7F) | 0x80)
-        rest >>= 7
-    out.append(rest)
-
-
-def _fits(value: int, bits: int) -> bool:
-    return -(1 << (bits - 1)) <= value < 1 << (bits - 1)
-
-
-def _wrong(shape: Shape, value: Value, path: str) -> None:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    msg = f"{path}: {shown} is not a value of {describe(shape)}"
-    raise ValueError(msg)
 
 
 def column_of(shape: Shape, values: Sequence[Value]) -> Column:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from schemas.avro_plan import Array, Enumeration, Fixed, Map, Nullable, Primitive, Record, Shape, describe
-from schemas.avro_scalar import write_value
+from schemas.avro_write import NotAValue, write_value, writer_of
 from schemas.byte_ranges import Bytes, Ints, Mask, Words, copy_ranges, not_utf8, pack, starts_of, window
 from schemas.columnar_decode import is_vectorised
 from schemas.columns import (
@@ -262,9 +262,14 @@ def _write_objects(writer: RowWriter, shape: Shape, column: Column, path: str, m
     values = to_python(column if mask is None else column.take(np.flatnonzero(mask)))
     out = bytearray()
     lengths = np.zeros(writer.count, dtype=np.int64)
+    write = writer_of(shape)
     for row, value in zip(rows, values, strict=True):
         before = len(out)
-        write_value(shape, value, out, f"{path}[row {row}]")
+        try:
+            write(value, out)
+        except NotAValue as error:
+            place = f"{path}[row {row}]"
+            raise error.inside(place) from None
         lengths[row] = len(out) - before
     writer.ranges(np.frombuffer(out, dtype=np.uint8), starts_of(lengths)[:-1], lengths)
 

@@ -26,6 +26,8 @@ _WASTE_BYTES = 1 << 16
 _RECORD_BYTES = 1 << 10
 """Buffers of a record's text columns are joined whole up to this size a row, beyond it each column is packed."""
 _KEY_BYTES = 16
+_FEW_ROWS = 32
+"""Up to so many values are cut out one by one: fewer calls than a copy of their buffer takes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,6 +136,10 @@ class TextColumn:
 
     def to_bytes_list(self) -> list[bytes | None]:
         """The values as bytes, None where null. Cost: about 0.1 us a row, plus a copy of the buffer."""
+        if len(self.starts) <= _FEW_ROWS:
+            raw = self.data.data
+            ranges = zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
+            return _with_nulls([bytes(raw[start : start + length]) for start, length in ranges], self.valid)
         first = int(self.starts.min(initial=self.data.size))
         whole = self.data[first : int((self.starts + self.lengths).max(initial=first))].tobytes()
         begins = (self.starts - first).tolist()

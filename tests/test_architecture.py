@@ -29,6 +29,7 @@ PURE = {
     *("schemas.wire", "schemas.columns", "schemas.columnar", "schemas.records", "schemas.generate"),
     *("app.ledger", "app.batcher", "app.budget", "app.postprocess", "app.assignment", "app.rollout"),
     *("app.overload", "app.models.lifecycle"),
+    *("app.dead_letters", "app.partial_record", "app.dead_letter_text"),
     *("monitors.join", "monitors.windows", "monitors.drift", "monitors.quality", "monitors.calibration"),
     *("monitors.evidence", "monitors.attribution", "monitors.alerts"),
 }

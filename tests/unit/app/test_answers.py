@@ -65,7 +65,7 @@ class Line:
 
     async def run(self, *slices: Slice, now_ms: int = 0) -> MicroBatch:
         """Formed, looked up, computed."""
-        batch = form(slices, FireReason.WINDOW, now_s=0.0, in_time_ms=now_ms)
+        batch = form(slices, FireReason.WINDOW, now_s=0.0, planned_s=0.0, in_time_ms=now_ms)
         if len(batch.live):
             lookup = ViewLookup(self.model.spec, self.store)
             batch.lookup = await lookup.fetch(batch.features, batch.event_time_us[batch.live])

@@ -66,7 +66,7 @@ class MicroBatchMaker:
         records = [request(first + i, distance=d) for i, d in enumerate(distances)]
         values = [framed(SCHEMA, self._id, r) for r in records]
         requests = self._decoder.decode(record_batch(values, [str(r["entity_id"]).encode() for r in records]))
-        batch = form([Slice(requests, 0, len(requests))], FireReason.FULL, now_s=0.0, in_time_ms=0)
+        batch = form([Slice(requests, 0, len(requests))], FireReason.FULL, now_s=0.0, planned_s=0.0, in_time_ms=0)
         lookup = ViewLookup(self._decoder._spec, store or MemoryStore(store_rows()))
         batch.lookup = await lookup.fetch(batch.features, batch.event_time_us)
         batch.marks_s |= {"features": 0.0, "start": 0.0}

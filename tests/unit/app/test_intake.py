@@ -82,7 +82,7 @@ def test_parts_cover_every_fetch_wherever_it_is_cut(
     parts = []
     for group in pairwise([0, *sorted(data.draw(st.sets(st.integers(1, len(pieces)), max_size=3))), len(pieces)]):
         slices = decode_slices(pieces[slice(*group)], decoder)
-        parts += form(slices, FireReason.FULL, now_s=0.0, in_time_ms=0).parts if slices else []
+        parts += form(slices, FireReason.FULL, now_s=0.0, planned_s=0.0, in_time_ms=0).parts if slices else []
     for partition, segment in enumerate(segments):
         mine = [p for p in parts if p.requests.batch.partition == partition]
         assert mine[0].first_offset == segment.batch.start_offset
@@ -105,7 +105,7 @@ def test_what_is_left_is_what_no_part_has_answered(
     answered = 0
     if cut:
         slices = decode_slices([Slice(segment, 0, cut)], decoder)
-        parts = form(slices, FireReason.FULL, now_s=0.0, in_time_ms=0).parts if slices else []
+        parts = form(slices, FireReason.FULL, now_s=0.0, planned_s=0.0, in_time_ms=0).parts if slices else []
         answered = sum(p.next_offset - p.first_offset for p in parts)
     left = offsets_left(Slice(segment, cut, len(kinds)))
     assert answered + left == segment.batch.next_offset - segment.batch.start_offset
