@@ -48,6 +48,7 @@ class FetchedRecords(MemoryRecords):  # type: ignore[misc]
 
     rest: Rest | None = None
     is_suspect = False
+    _place = 0  # of the last batch that was looked up: they are read in order, so none is passed twice
 
     def __init__(self, raw: bytes) -> None:
         MemoryRecords.__init__(self, raw)  # super() costs, and there is one of these for each partition and fetch
@@ -81,8 +82,12 @@ class FetchedRecords(MemoryRecords):  # type: ignore[misc]
         next_offset, self.rest = self.rest.next_offset, None
         return records, next_offset
 
+    def _raw_of(self, batch: Any) -> bytes:  # noqa: ANN401
+        self._place, end = find_batch(self.raw, batch.base_offset, self._place)
+        return self.raw[self._place : end]
+
     def _inflated(self, batch: Any, first_offset: int) -> list[Any]:  # noqa: ANN401
-        plain = inflated_batch(find_batch(self.raw, batch.base_offset))
+        plain = inflated_batch(self._raw_of(batch))
         records = [record for record in DefaultRecordBatch(plain) if record.offset >= first_offset]
         if len(plain) <= MAX_RECORD_BYTES:
             return records
@@ -96,7 +101,7 @@ class FetchedRecords(MemoryRecords):  # type: ignore[misc]
                 f"({problem!r}); move the group past it: kafka-consumer-groups --reset-offsets --to-offset"
             )
             raise CorruptRecordException(msg) from problem
-        raw = find_batch(self.raw, batch.base_offset)
+        raw = self._raw_of(batch)
         if isinstance(problem, CannotInflate):
             records = lost_records(raw, str(problem), from_offset=first_offset)
         else:

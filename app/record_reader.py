@@ -90,19 +90,23 @@ class _Head:
     count: int
 
 
-def find_batch(raw: bytes, base_offset: int) -> bytes:
-    """The batch that begins at an offset, cut out of a fetch of several.
+def find_batch(raw: bytes, base_offset: int, place: int = 0) -> tuple[int, int]:
+    """Where the batch that begins at an offset lies in a fetch of several: its first byte, and the first behind it.
+
+    Args:
+        raw: the fetch.
+        base_offset: the batch's first offset.
+        place: where to begin to look, the first byte of a batch.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none from there on.
 
     """
-    place = 0
     while place + LOG_OVERHEAD <= len(raw):
         found, length = struct.unpack_from(">qi", raw, place)
         end = place + LOG_OVERHEAD + length
         if found == base_offset:
-            return raw[place:end]
+            return place, end
         if length < 0:
             break
         place = end

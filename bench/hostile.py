@@ -38,6 +38,8 @@ from schemas.topic_names import REQUESTS, REQUESTS_DLQ, SCORES
 from schemas.wire import HEADER_BYTES, parse_source_mark
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from app.models.bundle import Bundle
     from bench.mutators import Hostile
     from schemas.columns import EnumColumn
@@ -47,7 +49,7 @@ MODEL = "hostile"
 SEED = 20
 COUNT, QUICK_COUNT = 1_000_000, 5_000
 BATCH_RECORDS = 400
-BATCH_BYTES = 900_000
+BATCH_BYTES = 1_090_000
 BOMBS, BOMB_RECORDS, BOMB_BYTES = 5, 3, 30 * 2**20
 """Batches that inflate to 90 MiB each."""
 BOMB = "bomb"
@@ -176,34 +178,42 @@ async def _send(bench: Bench, bundle: Bundle, count: int) -> list[Sent]:
     producer = AIOKafkaProducer(bootstrap_servers=bench.servers, max_request_size=2 * 2**20)
     await producer.start()
     try:
-        left, turn = count, 0
-        bombs = 1 if bench.is_quick else BOMBS
-        while left:
+        bombs = 0
+        for turn, group in enumerate(_groups(chance, seeds, count)):
             partition = turn % PARTITIONS
-            if left <= count * bombs // BOMBS - count // (2 * BOMBS):  # one in the middle of each fifth
-                bombs -= 1
+            await _send_group(producer, group, chance.choice(tuple(COMPRESS)), sent[partition], partition)
+            if sum(len(one.digests) for one in sent) > count * bombs // BOMBS and not (bench.is_quick and bombs):
+                bombs += 1
                 await _send_bomb(producer, sent[partition], partition)
-            left -= await _send_batch(producer, chance, seeds, sent[partition], partition, left)
-            turn += 1
     finally:
         await producer.stop()
     return sent
 
 
-async def _send_batch(
-    producer: AIOKafkaProducer, chance: Random, seeds: Seeds, sent: Sent, partition: int, limit: int
-) -> int:
-    records: list[bytes] = []
+def _groups(chance: Random, seeds: Seeds, count: int) -> Iterator[list[tuple[str, Hostile]]]:
+    """Names of mutators and what they made, as much at a time as a batch takes."""
+    group: list[tuple[str, Hostile]] = []
     size = 0
-    while len(records) < min(BATCH_RECORDS, limit) and size < BATCH_BYTES // 8:
+    for _ in range(count):
         name, hostile = hostile_record(chance, seeds)
-        records.append(record(hostile.value, key=hostile.key, headers=hostile.headers, place=len(records)))
-        size += len(records[-1])
-        sent.digests.append(_digest_of(hostile))
-        sent.made_by.append(NAMES.index(name))
-    raw = batch(records, codec=chance.choice(tuple(COMPRESS)))
-    await _deliver(producer, raw, len(records), sent, partition)
-    return len(records)
+        if group and (len(group) == BATCH_RECORDS or size + hostile.max_bytes > BATCH_BYTES):
+            yield group
+            group, size = [], 0
+        group.append((name, hostile))
+        size += hostile.max_bytes
+    yield group
+
+
+async def _send_group(
+    producer: AIOKafkaProducer, group: list[tuple[str, Hostile]], codec: int, sent: Sent, partition: int
+) -> None:
+    sent.digests += [_digest_of(hostile) for _, hostile in group]
+    sent.made_by += [NAMES.index(name) for name, _ in group]
+    records = [
+        record(hostile.value, key=hostile.key, headers=hostile.headers, place=place)
+        for place, (_, hostile) in enumerate(group)
+    ]
+    await _deliver(producer, batch(records, codec=codec), len(records), sent, partition)
 
 
 async def _send_bomb(producer: AIOKafkaProducer, sent: Sent, partition: int) -> None:

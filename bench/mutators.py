@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from app.models.bundle import Bundle
 
 MIB = 2**20
+VARINT_BYTES = 10
 POOL = 512
 EVENT_US = 1_750_000_000_000_000
 ENVELOPE = [
@@ -63,6 +64,12 @@ class Hostile:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[bytes, bytes | None], ...] = ()
+
+    @property
+    def max_bytes(self) -> int:
+        """Of the record in a batch, every number in it as long as it can be."""
+        in_headers = sum(len(name) + len(value or b"") + 2 * VARINT_BYTES for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + in_headers + 7 * VARINT_BYTES
 
 
 class Seeds:

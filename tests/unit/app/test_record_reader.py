@@ -146,10 +146,14 @@ def test_a_record_too_large_for_any_topic_is_cut() -> None:
 def test_a_batch_is_found_among_others() -> None:
     """By its first offset; what is not there is said to be not there."""
     batches = [batch([record(b"%d" % base)], base=base) for base in (3, 4, 9)]
+    raw, place = b"".join(batches), 0
     for one, base in zip(batches, (3, 4, 9), strict=True):
-        assert find_batch(b"".join(batches), base) == one
-    with pytest.raises(ValueError, match="no batch at offset 5"):
-        find_batch(b"".join(batches), 5)
+        assert slice(*find_batch(raw, base)) == slice(*find_batch(raw, base, place))
+        place, end = find_batch(raw, base, place)
+        assert raw[place:end] == one
+    for base, start in ((5, 0), (3, place)):
+        with pytest.raises(ValueError, match=f"no batch at offset {base}"):
+            find_batch(raw, base, start)
 
 
 def test_damage_is_marked_in_the_record_batch() -> None:

@@ -353,6 +353,16 @@ def test_an_odd_header_name_is_read_by_our_own_reader(codec: int) -> None:
     assert (inside.values, inside.start_offset) == ([b"b"], 2)
 
 
+def test_compressed_batches_are_found_among_others() -> None:
+    """Each in its place, whatever lies between them, and also when the first one is read a second time."""
+    odd = [record(b"odd", headers=[(b"\xff", b"")])]
+    raw = b"".join(
+        raw_batch(odd if base % 5 == 0 else [record(b"%d" % base)], base=base, codec=base % 3) for base in range(40)
+    )
+    batches = _values(_fetch(raw, 0), 7)
+    assert [v for b in batches for v in b.values] == [b"odd" if base % 5 == 0 else b"%d" % base for base in range(40)]
+
+
 def test_a_batch_that_cannot_be_inflated_is_delivered_in_pieces() -> None:
     """Each offset once, never more at a time than is asked for, and what follows is read."""
     lost = raw_batch([b""] * 5, base=1, codec=4, body=b"not zstd")
