@@ -106,7 +106,7 @@ async def _harm_and_judge(world: World, result: Result) -> None:
     result.figures |= world.extra
     if world.monitors:
         await _judge_monitors(world, result)
-    result.figures["exits"] = {w.name: w.exit_codes for w in (*world.workers, *world.monitors) if w.exit_codes}
+    result.figures["exits"] = {w.name: list(w.exit_codes) for w in (*world.workers, *world.monitors) if w.exit_codes}
     codes = await world.drain()
     result.problems += [f"{name} ended with {code} when asked to end" for name, code in codes.items() if code]
     result.problems += [f"the load failed: {failure}" for failure in world.load.failures[:3]]

@@ -99,6 +99,8 @@ async def _recovered(world: World) -> None:
 
     await world.progress(200)
     await until(is_fresh, "answers that lack nothing", timeout_s=30.0)
+    ended = {worker.name: worker.exit_codes for worker in world.workers if worker.exit_codes}
+    assert not ended, f"a worker has ended because of the store: {ended}"
 
 
 SCENARIOS = (store_hung, store_killed, store_slow, store_reset, store_wrong_type)
