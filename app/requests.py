@@ -104,14 +104,6 @@ class _Plan:
     error: Fault | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """Ids that were fetched before this attempt, and those that it found wanting."""
-
-    asked: set[int]
-    schema_ids: set[int] = field(default_factory=set)
-
-
 class _SchemasWanted(Exception):
     def __init__(self, schema_ids: set[int]) -> None:
         super().__init__(sorted(schema_ids))
@@ -134,7 +126,8 @@ class RequestDecoder:
         self._features = [f for f in spec.features if f.source == "request"]
         self._max_request_bytes = max_request_bytes
         self._plans: dict[int, _Plan | Fault] = {}
-        self._wanted: _Wanted | None = None  # None outside of ``with_schemas``
+        self._asked: frozenset[int] | None = None  # what ``with_schemas`` has fetched so far; None outside of it
+        self._wanted: set[int] = set()
 
     def decode(self, batch: RecordBatch) -> Requests:
         """Every record of the batch, either as a request or as a dead letter; never raises for what is in a record."""
@@ -149,8 +142,9 @@ class RequestDecoder:
             group = self._decode_group(batch, int(schema_id), members, dead)
             if group is not None:
                 groups.append(group)
-        if self._wanted is not None and self._wanted.schema_ids:
-            raise _SchemasWanted(self._wanted.schema_ids)
+        if self._wanted:
+            wanted, self._wanted = self._wanted, set()
+            raise _SchemasWanted(wanted)
         if not groups:
             return self._assembled(batch, np.zeros(0, np.int64), [], dead)
         order = np.argsort(np.concatenate([rows for rows, _, _ in groups]), kind="stable")
@@ -179,16 +173,16 @@ class RequestDecoder:
             decode: calls ``decode`` or ``decode_together`` of this decoder; it may be called again.
 
         """
-        asked: set[int] = set()
+        asked: frozenset[int] = frozenset()
         while True:
-            self._wanted = _Wanted(asked)
+            self._asked = asked
             try:
                 return decode()
             except _SchemasWanted as wanted:
                 await self._book.fetch(wanted.schema_ids)
                 asked |= wanted.schema_ids  # each is known now, or a dead letter
             finally:
-                self._wanted = None
+                self._asked = None
 
     def _mark_oversized(self, batch: RecordBatch, ids: NDArray[np.int64], dead: dict[int, Fault]) -> None:
         sizes = [0 if value is None else len(value) for value in batch.values]
@@ -233,9 +227,9 @@ class RequestDecoder:
         return plan
 
     def _new_plan(self, schema_id: int) -> _Plan | Fault:
-        may_ask = self._wanted is None
-        if self._wanted is not None and schema_id not in self._wanted.asked and self._book.is_askable(schema_id):
-            self._wanted.schema_ids.add(schema_id)
+        may_ask = self._asked is None
+        if self._asked is not None and schema_id not in self._asked and self._book.is_askable(schema_id):
+            self._wanted.add(schema_id)
         schema = self._book.schema(schema_id, may_ask=may_ask)
         decoder = self._book.decoder(schema_id, may_ask=may_ask)
         if schema is None:
