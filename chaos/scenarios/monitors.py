@@ -52,7 +52,7 @@ async def monitor_disk_full(world: World) -> None:
     (monitor,) = world.monitors
     for _ in range(world.pick(short=1, long=3)):
         await monitor.wait_ready()
-        await world.pause(1.0, 3.0)
+        await world.progress(1000)
         starts = monitor.start_count
         limit_file_size(monitor.pid, ROOMLESS_BYTES)
         await until(lambda s=starts: monitor.start_count > s, "a monitor that gives up")  # type: ignore[misc]
