@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agents.outcomes import OutcomeMonitor
     from agents.worker_stats import WorkerStats
     from app.committer import Committer
+    from app.delivery import Delivery
     from app.faust_app import SluiceApp
     from app.features import RedisFeatureStore
     from app.ledger import Ledger
@@ -117,9 +118,11 @@ class WorkerLife(ABC):
 class ScoringLife(WorkerLife):
     """The scoring worker."""
 
-    def __init__(self, parts: WorkerParts, pipeline: ScoringPipeline, store: RedisFeatureStore) -> None:
+    def __init__(
+        self, parts: WorkerParts, pipeline: ScoringPipeline, delivery: Delivery, store: RedisFeatureStore
+    ) -> None:
         super().__init__(parts)
-        self._pipeline, self._store = pipeline, store
+        self._pipeline, self._delivery, self._store = pipeline, delivery, store
 
     async def open(self) -> None:
         """See ``WorkerLife``."""
@@ -127,6 +130,7 @@ class ScoringLife(WorkerLife):
 
     async def assigned(self, partitions: set[int]) -> None:
         """See ``WorkerLife``."""
+        await self._delivery.assigned({(topics.REQUESTS, partition) for partition in partitions})
 
     async def drain(self, timeout_s: float) -> bool:
         """See ``WorkerLife``."""
@@ -134,6 +138,7 @@ class ScoringLife(WorkerLife):
 
     async def revoked(self) -> None:
         """See ``WorkerLife``."""
+        await self._delivery.revoked()
 
     async def shut(self) -> None:
         """See ``WorkerLife``."""

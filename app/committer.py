@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
 
-from app.transport import commit_offsets
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     import faust
 
-    from app.ledger import Ledger
+    from app.ledger import Ledger, Partition
     from app.metrics import Metrics
     from app.settings import DeliverySettings
 
@@ -34,7 +32,8 @@ class Committer:
     """Commits the ledger's contiguous answered prefixes every ``commit_interval_ms``, on revoke and at drain.
 
     Args:
-        app: whose consumer group.
+        app: of the worker.
+        commit_offsets: commits offsets of its consumer group; False when the group has moved on.
         ledger: the only source of what may be committed.
         settings: interval and watchdog.
         metrics: counts commits.
@@ -45,6 +44,7 @@ class Committer:
     def __init__(
         self,
         app: faust.App,
+        commit_offsets: Callable[[dict[Partition, int]], Awaitable[bool]],
         ledger: Ledger,
         settings: DeliverySettings,
         metrics: Metrics,
@@ -53,6 +53,7 @@ class Committer:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app, self._ledger, self._settings, self._metrics = app, ledger, settings, metrics
+        self._commit_offsets = commit_offsets
         self._on_failure, self._now_s = on_failure, now_s
         self._progress_s = now_s()
         self._lock = asyncio.Lock()
@@ -76,7 +77,7 @@ class Committer:
             if not offsets:
                 return
             started_s = self._now_s()
-            if await commit_offsets(self._app, offsets):
+            if await self._commit_offsets(offsets):
                 self._ledger.commit(offsets)
                 self._progress_s = self._now_s()
                 self._metrics.count("commits")

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import faust
+from faust.types.enums import ProcessingGuarantee
 from yarl import URL
 
-from app.errors import PartitionMismatch, TopicError
+from app.errors import PartitionMismatch, SettingsError, TopicError
 from app.transport import BatchTransport
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ def make_app(settings: Settings, role: str, batch_topics: list[str], *, linger_m
         batch_topics: topics delivered as whole record batches.
         linger_ms: pause before each fetch, so that it brings more.
 
+    Raises:
+        SettingsError: Faust's own exactly-once is asked for.
+
     """
     kafka, web = settings.kafka, settings.web
     app = SluiceApp(
@@ -66,6 +70,7 @@ def make_app(settings: Settings, role: str, batch_topics: list[str], *, linger_m
         consumer_max_fetch_size=kafka.max_fetch_bytes,
         consumer_auto_offset_reset="earliest",
         producer_request_timeout=kafka.request_timeout_s,
+        consumer_group_instance_id=kafka.group_instance_id,
         web_enabled=web.enabled,
         web_bind=web.host,
         web_host=web.host,
@@ -73,6 +78,13 @@ def make_app(settings: Settings, role: str, batch_topics: list[str], *, linger_m
         worker_redirect_stdouts=False,
     )
 
+    guarantee: Any = app.conf.processing_guarantee
+    if guarantee is not ProcessingGuarantee.AT_LEAST_ONCE:
+        msg = (
+            "Faust's own processing_guarantee=exactly_once is set (PROCESSING_GUARANTEE?): it leaves outputs outside"
+            " its transactions; unset it and set SLUICE_DELIVERY__MODE=exactly_once"
+        )
+        raise SettingsError(msg)
     transport = type("RoleTransport", (BatchTransport,), {
         "batch_topics": frozenset(batch_topics), "linger_s": linger_ms / 1000,
     })  # fmt: skip

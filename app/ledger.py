@@ -109,6 +109,11 @@ class Ledger:
         for partition, offset in ours.items():
             self._accounts[partition].committed = offset
 
+    def delivered(self, partition: Partition) -> int:
+        """End of what was delivered of a partition; 0 when it is not ours."""
+        account = self._accounts.get(partition)
+        return 0 if account is None else account.delivered
+
     def revoke(self, partitions: set[Partition] | None = None) -> None:
         """Forget partitions (all when none are named); answers to them are ignored from now on."""
         for partition in list(self._accounts) if partitions is None else partitions:

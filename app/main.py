@@ -22,6 +22,8 @@ from app.answers import AnswerWriter, OutputTopics
 from app.batcher import LearnedCost, MicroBatcher
 from app.committer import Committer
 from app.crash import end_process
+from app.delivery import AtLeastOnce, Delivery
+from app.exactly_once import ExactlyOnce
 from app.faust_app import SluiceApp, make_app
 from app.features import RedisFeatureStore
 from app.health import Health
@@ -33,6 +35,7 @@ from app.pipeline import ScoringPipeline
 from app.producer import OutputProducer
 from app.requests import RequestDecoder
 from app.settings import Settings, load_settings
+from app.transport import commit_offsets
 from app.views import attach_views
 from schemas.generate import check_name, prediction_schema, request_schema
 from schemas.registry import SchemaBook, load_schema
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from app.ledger import Partition
     from app.models.bundle import Bundle
     from app.models.runtime import ScoringModel
     from schemas.records import RecordBatch
@@ -80,6 +84,7 @@ def build_scoring(settings: Settings) -> SluiceApp:
     store = RedisFeatureStore(settings.redis)
     ledger = Ledger()
     book = schema_book(settings, bundle)
+    delivery = make_delivery(settings, app.conf.id, producer, ledger, metrics)
     pipeline = ScoringPipeline(
         decoder=RequestDecoder(book, bundle.spec, max_request_bytes=settings.delivery.max_request_bytes),
         batcher=MicroBatcher(
@@ -90,21 +95,44 @@ def build_scoring(settings: Settings) -> SluiceApp:
         lookup=ViewLookup(bundle.spec, store),
         model=model,
         writer=answer_writer(settings, bundle, book, model.device),
-        producer=producer,
+        delivery=delivery,
         ledger=ledger,
         metrics=metrics,
         on_failure=end_process,
         max_queued_rows=settings.batching.max_queued_rows,
         max_in_flight_batches=settings.batching.max_in_flight_batches,
     )
-    committer = Committer(app, ledger, settings.delivery, metrics, on_failure=end_process)
+    committer = Committer(
+        app, _offsets_committer(app, settings), ledger, settings.delivery, metrics, on_failure=end_process
+    )
     scoring_agent.attach(app, [topics.REQUESTS], pipeline.submit)
     health = _health(app, settings, committer, lambda: pipeline.failure)
     stats = _attach_views(
         app, settings, "scoring", book=book, producer=producer, figures=metrics.snapshot, metrics=metrics, health=health
     )
-    _attach_life(app, ScoringLife(WorkerParts(app, settings, producer, committer, stats, ledger), pipeline, store))
+    parts = WorkerParts(app, settings, producer, committer, stats, ledger)
+    _attach_life(app, ScoringLife(parts, pipeline, delivery, store))
     return app
+
+
+def make_delivery(
+    settings: Settings, group_id: str, producer: OutputProducer, ledger: Ledger, metrics: Metrics
+) -> Delivery:
+    """The delivery of the mode that is set."""
+    if settings.delivery.mode == "at_least_once":
+        return AtLeastOnce(producer)
+    return ExactlyOnce(settings, group_id=group_id, ledger=ledger, metrics=metrics, on_failure=end_process)
+
+
+def _offsets_committer(app: SluiceApp, settings: Settings) -> Callable[[dict[Partition, int]], Awaitable[bool]]:
+    """Who commits what is answered: with exactly_once the transactions have done so already."""
+    if settings.delivery.mode == "at_least_once":
+        return partial(commit_offsets, app)
+
+    async def is_committed(_offsets: dict[Partition, int]) -> bool:
+        return True
+
+    return is_committed
 
 
 def load_model(settings: Settings, bundle: Bundle) -> tuple[ScoringModel, dict[int, float]]:
@@ -209,7 +237,7 @@ def build_monitor(settings: Settings) -> SluiceApp:
         learn_schemas=partial(add_bundle_schemas, book, settings),
     )
     ledger = Ledger()
-    committer = Committer(app, ledger, settings.delivery, metrics, on_failure=end_process)
+    committer = Committer(app, partial(commit_offsets, app), ledger, settings.delivery, metrics, on_failure=end_process)
 
     async def handle(batch: RecordBatch) -> None:
         partition = (batch.topic, batch.partition)

@@ -36,6 +36,8 @@ HELP = {
     "store_failures": "Micro-batches that the feature store did not answer in time, or was not asked for.",
     "dead_letter_copies": "Copies of INVALID and ERROR requests on the dead letter topic; not counted as answers.",
     "rebalances": "Times that the group handed out its partitions anew.",
+    "transactions": "Transactions that were committed, outputs and offsets in one.",
+    "transaction_commit_duration": "Duration of the commit of a transaction, its offsets included.",
     "commits": "Offset commits that the broker accepted.",
     "consumer_lag_records": "Records between the end of the partition and the next one to answer.",
     "in_flight_batches": "Micro-batches between firing and acknowledgement.",

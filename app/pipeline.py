@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from app.batcher import MicroBatcher
+    from app.delivery import Delivery
     from app.ledger import Ledger
     from app.lookup import ViewLookup
     from app.metrics import Metrics
     from app.models.runtime import ScoringModel
-    from app.producer import OutputProducer
     from app.requests import RequestDecoder
     from schemas.records import RecordBatch
 
@@ -63,7 +63,7 @@ class ScoringPipeline:
         lookup: store features.
         model: warmed up.
         writer: requests to records.
-        producer: started.
+        delivery: takes the answers.
         ledger: what may be committed.
         metrics: counted per micro-batch.
         on_failure: called once with the first unexpected error; must end the process.
@@ -82,7 +82,7 @@ class ScoringPipeline:
         lookup: ViewLookup,
         model: ScoringModel,
         writer: AnswerWriter,
-        producer: OutputProducer,
+        delivery: Delivery,
         ledger: Ledger,
         metrics: Metrics,
         on_failure: Callable[[BaseException], None],
@@ -92,7 +92,7 @@ class ScoringPipeline:
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._decoder, self._batcher, self._lookup, self._model = decoder, batcher, lookup, model
-        self._writer, self._producer, self._metrics = writer, producer, metrics
+        self._writer, self._delivery, self._metrics = writer, delivery, metrics
         self.ledger = ledger
         self._on_failure = on_failure
         self._max_queued_rows = max_queued_rows
@@ -285,11 +285,9 @@ class ScoringPipeline:
             scores = self._writer.scores(batch, timings, served_at_us)
             sent = []
             for part, boxes in zip(batch.parts, self._writer.outboxes(batch, scores, predictions), strict=True):
-                futures = [
-                    await self._producer.send(b.topic, b.partition, b.keys, b.values, b.headers)
-                    for b in boxes
-                    if b.values
-                ]
+                raw = part.requests.batch
+                source = (raw.topic, raw.partition)
+                futures = await self._delivery.send(source, part.first_offset, part.next_offset, boxes)
                 sent.append((part, futures))
             task = asyncio.create_task(self._guarded(self._acknowledge(batch, timings, sent)))
             self._acks.add(task)

@@ -18,12 +18,14 @@ from app.errors import DeliveryError
 from app.transport import append_records
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from app.settings import KafkaSettings
 
     RowHeaders = Sequence[Sequence[tuple[str, bytes]]]
 
+TRANSACTION_TIMEOUT_MS = 60_000
+"""After it the brokers abort what a dead producer left open, should nobody take its partition over."""
 MAX_WAITING_BYTES = 64 * 2**20
 """What may wait in memory for the brokers; beyond it ``send`` waits, so that a slow broker slows the input down."""
 
@@ -45,12 +47,16 @@ class OutputProducer:
     Args:
         settings: connection, batch size and time-out.
         client_id: as the brokers' logs name us.
+        transactional_id: whoever starts with it fences those who started with it before; none: no transactions.
 
     """
 
-    def __init__(self, settings: KafkaSettings, *, client_id: str = "sluice") -> None:
+    def __init__(
+        self, settings: KafkaSettings, *, client_id: str = "sluice", transactional_id: str | None = None
+    ) -> None:
         self._settings = settings
         self._client_id = client_id
+        self._transactional_id = transactional_id
         self._producer: aiokafka.AIOKafkaProducer | None = None
         self._waiting: dict[tuple[str, int], deque[_Parcel]] = {}
         self._senders: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -71,11 +77,33 @@ class OutputProducer:
             client_id=self._client_id,
             acks="all",
             enable_idempotence=True,
+            transactional_id=self._transactional_id,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             max_batch_size=self._settings.producer_batch_bytes,
             max_request_size=4 * self._settings.producer_batch_bytes,
             request_timeout_ms=int(self._settings.request_timeout_s * 1000),
         )
         await self._producer.start()
+
+    async def begin_transaction(self) -> None:
+        """What is sent from now on belongs to one transaction."""
+        assert self._producer is not None, "start() comes first"
+        await self._producer.begin_transaction()
+
+    async def commit_transaction(self, offsets: Mapping[tuple[str, int], int], group_id: str) -> None:
+        """Commit what was sent, and these offsets of a consumer group with it; every send was awaited before.
+
+        Raises:
+            KafkaError: the fate of the transaction is unknown, or another producer has its id now; never repeat it.
+            TimeoutError: the same, after twice the request time-out.
+
+        """
+        assert self._producer is not None, "start() comes first"
+        async with asyncio.timeout(2 * self._settings.request_timeout_s):
+            await self._producer.send_offsets_to_transaction(
+                {aiokafka.TopicPartition(*source): offset for source, offset in offsets.items()}, group_id
+            )
+            await self._producer.commit_transaction()
 
     async def stop(self) -> None:
         """Wait for what is under way, then disconnect; records that still wait fail."""

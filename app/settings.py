@@ -10,7 +10,7 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -36,6 +36,9 @@ class KafkaSettings(_Group):
     replication: Annotated[int, Field(ge=1, le=9)] = 1
     session_timeout_s: Annotated[float, Field(ge=1, le=300, description="fail-over time after a kill -9")] = 6.0
     heartbeat_s: Annotated[float, Field(gt=0, le=60)] = 1.5
+    group_instance_id: Annotated[
+        str | None, Field(description="static membership: a restart within the session moves no partitions")
+    ] = None
     request_timeout_s: Annotated[float, Field(ge=1, le=300, description="a send without an answer is a failure")] = 30.0
     max_poll_records: Annotated[int, Field(ge=1, le=100_000, description="records of one event at most")] = 4096
     max_fetch_bytes: Annotated[int, Field(ge=4096, description="of one partition and fetch")] = 1_048_576
@@ -107,8 +110,16 @@ class ModelSettings(_Group):
 
 
 class DeliverySettings(_Group):
-    """When offsets are committed."""
+    """What a failure may repeat, and when offsets are committed."""
 
+    mode: Annotated[
+        Literal["at_least_once", "exactly_once"],
+        Field(description="exactly_once: answers and offsets in one transaction; read answers with read_committed"),
+    ] = "at_least_once"
+    transaction_max_ms: Annotated[
+        float, Field(ge=1, le=10_000, description="exactly_once: an older transaction takes no more records")
+    ] = 50.0
+    transaction_max_records: Annotated[int, Field(ge=1, description="exactly_once: nor does one with so many")] = 10_000
     commit_interval_ms: Annotated[float, Field(ge=1, le=10_000, description="work that a kill -9 repeats")] = 100.0
     drain_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
     stall_after_s: Annotated[float, Field(gt=0, description="lag and no progress: unready; twice that: exit")] = 30.0

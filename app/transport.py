@@ -66,7 +66,12 @@ class Fetch(tuple[RecordBatch, ...]):
 
 
 class BatchConsumerThread(AIOKafkaConsumerThread):
-    """The consumer thread; fetches batches for some topics."""
+    """The consumer thread; fetches batches for some topics, and of transactions only what is committed."""
+
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:  # noqa: ANN401 - Faust's type
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"  # noqa: SLF001 - Faust ties it to its own exactly-once
+        return consumer
 
     async def _fetch_records(
         self,

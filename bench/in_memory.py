@@ -11,6 +11,7 @@ import numpy as np
 
 from agents import topics
 from app.batcher import LearnedCost, MicroBatcher
+from app.delivery import AtLeastOnce
 from app.ledger import Ledger
 from app.lookup import ViewLookup
 from app.main import answer_writer, schema_book
@@ -104,7 +105,7 @@ def make_pipeline(
         lookup=ViewLookup(bundle.spec, NoStore()),
         model=model,
         writer=answer_writer(settings, bundle, book, model.device),
-        producer=sink,  # type: ignore[arg-type]
+        delivery=AtLeastOnce(sink),  # type: ignore[arg-type]
         ledger=Ledger(),
         metrics=Metrics(settings.budget, now_s=time.monotonic),
         on_failure=fail,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import app.pipeline
 from app.batcher import MicroBatcher
+from app.delivery import AtLeastOnce
 from app.errors import DeliveryError
 from app.ledger import Ledger
 from app.lookup import ViewLookup
@@ -84,7 +85,7 @@ class Bench:
             lookup=ViewLookup(self.model.spec, self.store),
             model=self.model,
             writer=self.writer,
-            producer=producer,
+            delivery=AtLeastOnce(producer),  # type: ignore[arg-type]
             ledger=self.ledger,
             metrics=self.metrics,
             on_failure=self.failures.append,
@@ -254,7 +255,7 @@ STAGES = {
     "evidence": ("_writer", "predictions"),
     "encode": ("_writer", "scores"),
     "outboxes": ("_writer", "outboxes"),
-    "send": ("_producer", "send"),
+    "send": ("_delivery", "send"),
     "ledger": ("ledger", "deliver"),
     "metrics": ("_metrics", "observe_batch"),
 }
