@@ -63,12 +63,9 @@ class FetchedRecords(MemoryRecords):  # type: ignore[misc]
 
         """
         try:
-            if isinstance(batch, DefaultRecordBatch):
-                if batch.compression_type:
-                    return self._inflated(batch, first_offset)
-                if batch.base_offset >= first_offset:
-                    return list(batch)
-            return [record for record in batch if record.offset >= first_offset]
+            if isinstance(batch, DefaultRecordBatch) and batch.compression_type:
+                return self._inflated(batch, first_offset)
+            return _from_offset(batch, first_offset)
         except Exception as exc:  # whatever it is, the same batch would only come again  # noqa: BLE001
             self._read_again(batch, first_offset, exc)
             return None
@@ -88,7 +85,7 @@ class FetchedRecords(MemoryRecords):  # type: ignore[misc]
 
     def _inflated(self, batch: Any, first_offset: int) -> list[Any]:  # noqa: ANN401
         plain = inflated_batch(self._raw_of(batch))
-        records = [record for record in DefaultRecordBatch(plain) if record.offset >= first_offset]
+        records = _from_offset(DefaultRecordBatch(plain), first_offset)
         if len(plain) <= MAX_RECORD_BYTES:
             return records
         self.is_suspect = True
@@ -109,3 +106,9 @@ class FetchedRecords(MemoryRecords):  # type: ignore[misc]
         log.warning("batch at offset %d is read record by record: %r", batch.base_offset, problem)
         self.is_suspect = True
         self.rest = Rest(map(without_excess, records), batch.next_offset)
+
+
+def _from_offset(batch: Any, first_offset: int) -> list[Any]:  # noqa: ANN401
+    if isinstance(batch, DefaultRecordBatch) and batch.base_offset >= first_offset:
+        return list(batch)
+    return [record for record in batch if record.offset >= first_offset]

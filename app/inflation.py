@@ -20,6 +20,9 @@ GZIP_WINDOW = 31
 MIB = 2**20
 STEP_BYTES = MIB
 """Inflated at a time, so that a bomb is noticed before it is there."""
+USUAL_RATIO = 16
+NO_ROOM = "whole buffer"
+"""In the message of an output that is too small; what Rust's ``write_all`` says."""
 
 
 class CannotInflate(ValueError):
@@ -77,6 +80,8 @@ def _gzip(data: bytes, limit_bytes: int) -> bytes:
         while not member.eof:
             step = member.decompress(data, STEP_BYTES)
             data = member.unconsumed_tail
+            if member.eof and not whole and not member.unused_data and len(step) <= limit_bytes:
+                return step  # as nearly always: no copy
             if not step and not data and not member.eof:
                 msg = "it ends too early"
                 raise ValueError(msg)
@@ -114,14 +119,15 @@ def _zstd(data: bytes, limit_bytes: int) -> bytes:
 
 
 def _into(decompress_into: Callable[[bytes, Any], int], data: bytes, limit_bytes: int) -> bytes:
-    room = np.empty(limit_bytes, np.uint8)  # only the pages that are written to become memory
-    try:
-        size = decompress_into(data, room)
-    except cramjam.DecompressionError as exc:
-        if "whole buffer" in str(exc):  # what Rust says when there is no room for more
-            raise _TooLarge from exc
-        raise
-    return room[:size].tobytes()
+    # Most batches fit the first room, which is cheap; the second takes memory only for the pages that are written.
+    for room_bytes in (min(limit_bytes, USUAL_RATIO * len(data)), limit_bytes):
+        room = np.empty(room_bytes, np.uint8)
+        try:
+            return room[: decompress_into(data, room)].tobytes()
+        except cramjam.DecompressionError as exc:
+            if NO_ROOM not in str(exc):
+                raise
+    raise _TooLarge
 
 
 _READERS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": _gzip, "snappy": _snappy, "lz4": _lz4, "zstd": _zstd}

@@ -67,6 +67,9 @@ SIGNATURES: dict[str, tuple[Any, list[str]]] = {
         AIOKafkaConsumerThread._fetch_records, ["self", "consumer", "active_partitions", "timeout", "max_records"],
     ),
     "AIOKafkaConsumerThread._ensure_consumer": (AIOKafkaConsumerThread._ensure_consumer, ["self"]),
+    "AIOKafkaConsumerThread._create_worker_consumer": (
+        AIOKafkaConsumerThread._create_worker_consumer, ["self", "transport"],
+    ),
     "AIOKafkaConsumerThread.call_thread": (AIOKafkaConsumerThread.call_thread, ["self", "fun", "args", "kwargs"]),
     "Consumer._new_consumer_thread": (Consumer._new_consumer_thread, ["self"]),
     "Consumer._to_message": (Consumer._to_message, ["self", "tp", "record"]),
