@@ -52,13 +52,15 @@ def page(results: list[dict[str, Any]]) -> str:
         "", f"{passed} of {len(results)} runs kept every promise.", "",
     ]  # fmt: skip
     lines += _table(
-        ("scenario", "mode", "seeds", "requests", "lost", "doubled", "doubled by the mark", "out of order",
-         "bit-equal", "kept"),
+        ("scenario", "mode", "seeds", "requests", "lost", "doubled", "by the mark", "out of order",
+         "of two attempts", "bit-equal", "kept"),
         [row for stage in SCENARIOS for mode in ("at_least_once", "exactly_once")
          if (row := _row(stage.name, mode, results))],
     )  # fmt: skip
     lines += ["", "*doubled*: records on `scores` beyond one a request, as a reader sees them that looks at no mark.",
-              "*by the mark*: what is left of them for a reader that drops by `x-src`."]  # fmt: skip
+              "*by the mark*: what is left of them for a reader that drops by `x-src`.",
+              "*of two attempts*: answers whose evidence a later attempt wrote, when the store had other rows; only",
+              "`exactly_once` excludes them."]  # fmt: skip
     lines += ["", "## What each scenario does", "", *(f"* `{s.name}`: {s.sentence}" for s in SCENARIOS)]
     broken = [each for each in results if each["problems"]]
     if broken:
@@ -87,6 +89,7 @@ def _row(name: str, mode: str, results: list[dict[str, Any]]) -> tuple[object, .
         f"{sum(each['doubled'] for each in scores):,}",
         sum(each["doubled_by_mark"] for each in scores),
         sum(each["out_of_order"] for each in scores),
+        f"{sum(each['of_two_attempts'] for each in figures):,}",
         f"{bit_equal:,} of {logged:,}",
         f"{sum(not each['problems'] for each in mine)} of {len(mine)}",
     )

@@ -130,7 +130,8 @@ def judge(evidence: Evidence, mode: Mode) -> Verdict:
     scored = {place for place, answer in scores.items() if answer.status in {"OK", "DEGRADED"}}
     predictions = _judge_topic(verdict, "predictions-log", evidence.predictions, scored, mode)
     figures["statuses"] = dict(Counter(answer.status for answer in scores.values()))
-    _judge_values(verdict, evidence, scores, predictions)
+    _judge_values(verdict, evidence, scores)
+    _judge_pairs(verdict, evidence, scores, predictions, mode)
     _judge_dead_letters(verdict, evidence, poison, scores, mode)
     _judge_commits(verdict, evidence)
     return verdict
@@ -160,16 +161,33 @@ def _judge_topic(
     return kept
 
 
-def _judge_values(
-    verdict: Verdict, evidence: Evidence, scores: dict[Place, Answer], predictions: dict[Place, Answer]
-) -> None:
+def _judge_values(verdict: Verdict, evidence: Evidence, scores: dict[Place, Answer]) -> None:
     verdict.figures["bit_equal"] = evidence.bit_equal
     differing = len(evidence.predictions) - evidence.bit_equal
     verdict.require("a logged score is what the model gives offline, bit by bit", range(differing))
     wrong_id = (p for p, a in scores.items() if p in evidence.requests and a.request_id != evidence.requests[p])
     verdict.require("an answer names its request", wrong_id)
-    parted = (p for p, a in predictions.items() if p in scores and a.score != scores[p].score)
-    verdict.require("an answer and its evidence have the same score", parted)
+
+
+def _judge_pairs(
+    verdict: Verdict, evidence: Evidence, scores: dict[Place, Answer], predictions: dict[Place, Answer], mode: Mode
+) -> None:
+    """An answer and its evidence have the same score.
+
+    A worker that is killed after an answer and before its evidence leaves the evidence to its successor, for which the
+    store may have had other rows. At least once cannot exclude that; such a pair is counted, and excused only when
+    each attempt that wrote both wrote the same to both.
+    """
+    parted = [p for p, a in predictions.items() if p in scores and a.score != scores[p].score]
+    written: dict[Place, tuple[set[float | None], set[float | None]]] = {place: (set(), set()) for place in parted}
+    for topic, answers in enumerate((evidence.scores, evidence.predictions)):
+        for answer in answers:
+            if answer.source in written:
+                written[answer.source][topic].add(answer.score)
+    across = {place for place, (answered, logged) in written.items() if answered & logged}
+    verdict.figures["of_two_attempts"] = len(across)
+    excused = across if mode == "at_least_once" else set()
+    verdict.require("an answer and its evidence have the same score", [p for p in parted if p not in excused])
 
 
 def _judge_dead_letters(

@@ -13,7 +13,7 @@ TOPIC = {"records": 12, "lost": 0, "doubled": 2, "doubled_by_mark": 0, "out_of_o
 
 def document(name: str, seed: int, problems: list[str]) -> dict[str, Any]:
     """A result as it is saved."""
-    figures = {"requests": 10, "scores": TOPIC, "predictions-log": TOPIC, "bit_equal": 12}
+    figures = {"requests": 10, "scores": TOPIC, "predictions-log": TOPIC, "bit_equal": 12, "of_two_attempts": 0}
     return {
         **Result(name, seed, "at_least_once", "long", problems, figures).as_json(),
         "date": "2026-01-01 00:00 UTC",
@@ -33,7 +33,7 @@ def test_there_are_twenty_scenarios_with_a_name_and_a_sentence_each() -> None:
 def test_the_page_sums_seeds_and_hides_no_failure() -> None:
     """Two seeds make one row; the broken promise stands below with the command that shows it again."""
     written = page([document("zombie", 1, []), document("zombie", 2, ["something was lost"])])
-    row = "| `zombie` | at least once | 1, 2 | 20 | 0 | 4 | 0 | 0 | 24 of 24 | 1 of 2 |"
+    row = "| `zombie` | at least once | 1, 2 | 20 | 0 | 4 | 0 | 0 | 0 | 24 of 24 | 1 of 2 |"
     assert row in written.splitlines()
     assert "1 of 2 runs kept every promise" in written
     assert "`python -m chaos zombie --seed 2 --mode at_least_once`\n    * something was lost" in written
@@ -42,4 +42,4 @@ def test_the_page_sums_seeds_and_hides_no_failure() -> None:
 def test_a_run_that_broke_before_its_verdict_is_on_the_page() -> None:
     """A world that broke has no figures; it counts as not kept."""
     broken = document("zombie", 3, ["the world broke: OSError()"]) | {"figures": {}}
-    assert "| `zombie` | at least once | 3 | 0 | 0 | 0 | 0 | 0 | 0 of 0 | 0 of 1 |" in page([broken]).splitlines()
+    assert "| `zombie` | at least once | 3 | 0 | 0 | 0 | 0 | 0 | 0 | 0 of 0 | 0 of 1 |" in page([broken]).splitlines()

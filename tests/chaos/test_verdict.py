@@ -71,6 +71,20 @@ def test_a_commit_ahead_of_its_answer_is_seen() -> None:
     ]
 
 
+def test_evidence_of_a_later_attempt_is_excused_at_least_once_alone() -> None:
+    """The first attempt wrote the answer and died, the second wrote both with other rows of the store."""
+    again = evidence(0, 1, 2, 1, 4, 5)
+    second = replace(again.scores[3], score=9.0)
+    predictions = [replace(each, status="", offset=n) for n, each in enumerate(evidence().scores)]
+    predictions[1] = replace(predictions[1], score=9.0)
+    parted = replace(
+        again, scores=[*again.scores[:3], second, *again.scores[4:]], predictions=predictions, bit_equal=5,
+    )  # fmt: skip
+    found = judge(parted, "at_least_once")
+    assert (found.problems, found.figures["of_two_attempts"]) == ([], 1)
+    assert any("have the same score" in problem for problem in judge(parted, "exactly_once").problems)
+
+
 @pytest.mark.parametrize(
     ("change", "promise"),
     [
