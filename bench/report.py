@@ -139,8 +139,8 @@ def _hostile(figures: dict[str, Any]) -> list[str]:
         f"{figures['requests']:,} records, seed {figures['seed']}, {figures['requests_per_s']:,}/s:",
         f"{figures['lost']} lost, {figures['doubled']} doubled,",
         f"{figures['altered_dead_letters']} of {figures['dead_letters']:,} dead letters altered;",
-        f"longest wait for the health page {figures['stall_s']} s (the worker's own CPU in one wait at most",
-        f"{figures['stall_cpu_s']} s: the rest it waited for a core); resident set {figures['after_a_quarter_mb']} MB",
+        f"longest wait for the health page {figures['stall_s']} s (the worker's CPU time in one wait",
+        f"{figures['stall_cpu_s']} s at most); resident set {figures['after_a_quarter_mb']} MB",
         f"after a quarter, {figures['end_mb']} MB at the end, {figures['largest_mb']} MB at most.",
         "",
         *_table(
