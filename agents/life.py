@@ -18,6 +18,7 @@ from agents import topics
 from app.crash import end_process
 from app.errors import SluiceError
 from app.faust_app import wait_for_broker
+from app.recent_reader import remember_tail
 from app.transport import committed_offsets
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from app.pipeline import ScoringPipeline
     from app.producer import OutputProducer
     from app.settings import Settings
+    from schemas.registry import SchemaBook
 
 log = logging.getLogger(__name__)
 
@@ -119,10 +121,15 @@ class ScoringLife(WorkerLife):
     """The scoring worker."""
 
     def __init__(
-        self, parts: WorkerParts, pipeline: ScoringPipeline, delivery: Delivery, store: RedisFeatureStore
+        self,
+        parts: WorkerParts,
+        pipeline: ScoringPipeline,
+        delivery: Delivery,
+        store: RedisFeatureStore,
+        book: SchemaBook,
     ) -> None:
         super().__init__(parts)
-        self._pipeline, self._delivery, self._store = pipeline, delivery, store
+        self._pipeline, self._delivery, self._store, self._book = pipeline, delivery, store, book
 
     async def open(self) -> None:
         """See ``WorkerLife``."""
@@ -130,7 +137,10 @@ class ScoringLife(WorkerLife):
 
     async def assigned(self, partitions: set[int]) -> None:
         """See ``WorkerLife``."""
-        await self._delivery.assigned({(topics.REQUESTS, partition) for partition in partitions})
+        sources = [(topics.REQUESTS, partition) for partition in sorted(partitions)]
+        await self._delivery.assigned(sources)
+        committed = {p: offset for (_, p), offset in (await committed_offsets(self.app, sources)).items()}
+        await remember_tail(self._pipeline.recent, self.settings, self._book, topics.SCORES, committed)
 
     async def drain(self, timeout_s: float) -> bool:
         """See ``WorkerLife``."""
@@ -139,6 +149,7 @@ class ScoringLife(WorkerLife):
     async def revoked(self) -> None:
         """See ``WorkerLife``."""
         await self._delivery.revoked()
+        self._pipeline.recent.clear()
 
     async def shut(self) -> None:
         """See ``WorkerLife``."""

@@ -121,6 +121,9 @@ class AnswerWriter:
         for part in batch.parts:
             end = start + len(part)
             headers = _answer_headers(part)
+            for row in batch.duplicates:
+                if start <= row < end:
+                    headers[row - start].append(("x-duplicate", b"1"))
             low, high = np.searchsorted(live, (start, end)).tolist()
             mine = (live[low:high] - start).tolist()
             whole = high - low == end - start

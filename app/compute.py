@@ -62,8 +62,12 @@ def _add_store_features(batch: MicroBatch, model: ScoringModel) -> None:
             and isinstance(column, NumberColumn)
             and column.valid is not None
         ):
-            why = batch.lookup.error or "the store has no value for it"
-            message = f"store feature {feature.name} is required and cannot be had: {why}; try again later"
+            why = (
+                f"{batch.lookup.error}; try again later"
+                if batch.lookup.error
+                else f"view {feature.view} has no readable value under its key; write the row, or correct it"
+            )
+            message = f"store feature {feature.name} is required and cannot be had: {why}"
             batch.drop(~column.valid, Status.ERROR, Fault("features", "MissingFeature", message))
 
 

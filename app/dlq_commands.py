@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.dead_letter_text import details_lines, letter_details, letter_json, letter_line, summary_lines
-from app.dead_letter_topic import find_cluster, find_ranges, open_reader, read_letters
+from app.dead_letter_topic import find_ranges, read_letters
 from app.dead_letters import DeadLetterError, Selection, counted, parse_place, parse_time
 from app.models.bundle import all_specs
 from app.replay import Replay, ReplayOrder
 from app.replay_journal import ReplayJournal
 from app.settings import load_settings
+from app.topic_reader import find_cluster, open_reader
 from schemas.generate import request_schema
 from schemas.registry import SchemaBook
 from schemas.topic_names import OUTCOMES_DLQ, REQUESTS, REQUESTS_DLQ

@@ -28,11 +28,12 @@ from app.faust_app import SluiceApp, make_app
 from app.features import RedisFeatureStore
 from app.health import Health
 from app.ledger import Ledger
-from app.lookup import ViewLookup
+from app.lookup import ViewLookup, last_known_of
 from app.metrics import Metrics
 from app.models.bundle import REFERENCE, all_specs, latest_version, open_bundle
 from app.pipeline import ScoringPipeline
 from app.producer import OutputProducer
+from app.recent import RecentAnswers
 from app.requests import RequestDecoder
 from app.settings import Settings, load_settings
 from app.transport import commit_offsets
@@ -92,11 +93,12 @@ def build_scoring(settings: Settings) -> SluiceApp:
             window_s=settings.batching.window_ms / 1000,
             run=LearnedCost(run_s),
         ),
-        lookup=ViewLookup(bundle.spec, store),
+        lookup=ViewLookup(bundle.spec, store, last_known=last_known_of(settings.redis), metrics=metrics),
         model=model,
         writer=answer_writer(settings, bundle, book, model.device),
         delivery=delivery,
         ledger=ledger,
+        recent=RecentAnswers(remembered=settings.delivery.remembered_answers, max_age_s=settings.delivery.remembered_s),
         metrics=metrics,
         on_failure=end_process,
         max_queued_rows=settings.batching.max_queued_rows,
@@ -111,7 +113,7 @@ def build_scoring(settings: Settings) -> SluiceApp:
         app, settings, "scoring", book=book, producer=producer, figures=metrics.snapshot, metrics=metrics, health=health
     )
     parts = WorkerParts(app, settings, producer, committer, stats, ledger)
-    _attach_life(app, ScoringLife(parts, pipeline, delivery, store))
+    _attach_life(app, ScoringLife(parts, pipeline, delivery, store, book))
     return app
 
 

@@ -25,6 +25,7 @@ HELP = {
     "consumed": "Records of score-requests that went into a micro-batch.",
     "monitored": "Records that the monitor took in, by topic.",
     "drift_score": "Population stability index of an input in the newest window, against the model's reference.",
+    "duplicates": "Requests that came again and got the answer of the first.",
     "undecodable": "Values that are not a request; each is one dead letter.",
     "dead_letters": "Records written to a dead letter topic, the uncounted copies of INVALID and ERROR among them.",
     "feature_rows": "Requests by view and what they got of it: a fresh, stale or missing row, or the model's default.",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from app.batcher import Slice
     from app.lookup import Lookup
+    from app.recent import AnsweredBatch, Original
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ class MicroBatch:
         fired_s: monotonic seconds.
         planned_s: when the device should be done with it.
         marks_s: monotonic seconds at the end of each stage.
+        entered: stands for it among the recent answers.
+        duplicates: row to the request whose answer it gets; it does not go to the device.
 
     """
 
@@ -95,6 +98,8 @@ class MicroBatch:
     lookup: Lookup | None = None
     predictions: Predictions | None = None
     device_rows: int = 0
+    entered: AnsweredBatch | None = None
+    duplicates: dict[int, Original] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of requests."""
@@ -115,6 +120,12 @@ class MicroBatch:
             self.status[row] = status
             self.faults[row] = fault
         self._keep(np.flatnonzero(~gone))
+
+    def set_duplicates(self, originals: dict[int, Original]) -> None:
+        """Take live rows off the device that get the answer of an earlier request."""
+        is_duplicate = np.isin(self.live, np.fromiter(originals, np.int64, len(originals)))
+        self.duplicates = {row: originals[row] for row in self.live[is_duplicate].tolist()}
+        self._keep(np.flatnonzero(~is_duplicate))
 
     def _keep(self, kept: NDArray[np.int64]) -> None:
         self.live = self.live[kept]

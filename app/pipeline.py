@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from app.lookup import ViewLookup
     from app.metrics import Metrics
     from app.models.runtime import ScoringModel
+    from app.recent import RecentAnswers
     from app.requests import RequestDecoder
     from schemas.records import RecordBatch
 
@@ -65,6 +66,7 @@ class ScoringPipeline:
         writer: requests to records.
         delivery: takes the answers.
         ledger: what may be committed.
+        recent: answers that the same request gets again.
         metrics: counted per micro-batch.
         on_failure: called once with the first unexpected error; must end the process.
         max_queued_rows: above it ``submit`` waits.
@@ -84,6 +86,7 @@ class ScoringPipeline:
         writer: AnswerWriter,
         delivery: Delivery,
         ledger: Ledger,
+        recent: RecentAnswers,
         metrics: Metrics,
         on_failure: Callable[[BaseException], None],
         max_queued_rows: int,
@@ -94,6 +97,7 @@ class ScoringPipeline:
         self._decoder, self._batcher, self._lookup, self._model = decoder, batcher, lookup, model
         self._writer, self._delivery, self._metrics = writer, delivery, metrics
         self.ledger = ledger
+        self.recent = recent
         self._on_failure = on_failure
         self._max_queued_rows = max_queued_rows
         self._now_s, self._wall_s = now_s, wall_s
@@ -231,6 +235,7 @@ class ScoringPipeline:
             batch = form(slices, reason, now_s=now_s, planned_s=taken.planned_s, in_time_ms=in_time_ms)
             batch.marks_s["ingest"] = self._now_s()
             self._count_consumed(batch)
+            self._find_duplicates(batch)
             if self._lookup.is_needed and len(batch.live):
                 batch.lookup = await self._lookup.fetch(batch.features, batch.event_time_us[batch.live])
                 if batch.lookup.error is not None:
@@ -283,6 +288,7 @@ class ScoringPipeline:
             predictions = self._writer.predictions(batch, served_at_us)
             timings = self._timings(batch, self._now_s())
             scores = self._writer.scores(batch, timings, served_at_us)
+            self._repeat_answers(batch, scores)
             sent = []
             for part, boxes in zip(batch.parts, self._writer.outboxes(batch, scores, predictions), strict=True):
                 raw = part.requests.batch
@@ -292,6 +298,22 @@ class ScoringPipeline:
             task = asyncio.create_task(self._guarded(self._acknowledge(batch, timings, sent)))
             self._acks.add(task)
             task.add_done_callback(self._acks.discard)
+
+    def _find_duplicates(self, batch: MicroBatch) -> None:
+        if not (self.recent.is_on and len(batch)):
+            return
+        batch.entered, originals = self.recent.enter(batch.request_id, batch.status, now_s=self._now_s())
+        if originals:
+            batch.set_duplicates(originals)
+            self._metrics.count("duplicates", len(batch.duplicates))
+
+    def _repeat_answers(self, batch: MicroBatch, scores: list[bytes]) -> None:
+        """Remember the answers; a duplicate's is that of its original, which is encoded by now."""
+        if batch.entered is None:
+            return
+        self.recent.answered(batch.entered, scores, batch.status)
+        for row, (original, place) in batch.duplicates.items():
+            scores[row], batch.status[row] = original.answers[place], original.statuses[place]
 
     async def _acknowledge(self, batch: MicroBatch, timings: Timings, sent: list) -> None:  # type: ignore[type-arg]
         for part, futures in sent:

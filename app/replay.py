@@ -21,10 +21,11 @@ from app.replay_journal import Parcel
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from app.dead_letter_topic import Cluster, Range, TopicReader
+    from app.dead_letter_topic import Range
     from app.dead_letters import DeadLetter, Selection
     from app.replay_journal import ReplayJournal
     from app.settings import KafkaSettings
+    from app.topic_reader import Cluster, TopicReader
 
 PARCEL_LETTERS = 500
 PARCEL_BYTES = 2**20

@@ -123,6 +123,10 @@ class DeliverySettings(_Group):
     commit_interval_ms: Annotated[float, Field(ge=1, le=10_000, description="work that a kill -9 repeats")] = 100.0
     drain_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
     stall_after_s: Annotated[float, Field(gt=0, description="lag and no progress: unready; twice that: exit")] = 30.0
+    remembered_answers: Annotated[
+        int, Field(ge=0, le=10_000_000, description="the same request_id gets its answer again, marked x-duplicate")
+    ] = 100_000
+    remembered_s: Annotated[float, Field(gt=0, description="for how long")] = 600.0
     max_request_bytes: Annotated[int, Field(ge=1, description="a larger value is a dead letter")] = 1_048_576
 
 

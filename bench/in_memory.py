@@ -18,6 +18,7 @@ from app.main import answer_writer, schema_book
 from app.metrics import Metrics
 from app.models.runtime import ScoringModel
 from app.pipeline import ScoringPipeline
+from app.recent import RecentAnswers
 from app.requests import RequestDecoder
 from app.settings import Settings
 from schemas.records import RecordBatch
@@ -107,6 +108,7 @@ def make_pipeline(
         writer=answer_writer(settings, bundle, book, model.device),
         delivery=AtLeastOnce(sink),  # type: ignore[arg-type]
         ledger=Ledger(),
+        recent=RecentAnswers(remembered=0, max_age_s=1.0),
         metrics=Metrics(settings.budget, now_s=time.monotonic),
         on_failure=fail,
         max_queued_rows=32_768,

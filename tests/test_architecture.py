@@ -29,7 +29,8 @@ PURE = {
     *("schemas.wire", "schemas.columns", "schemas.columnar", "schemas.records", "schemas.generate"),
     *("app.ledger", "app.batcher", "app.budget", "app.postprocess", "app.assignment", "app.rollout"),
     *("app.overload", "app.models.lifecycle"),
-    *("app.dead_letters", "app.partial_record", "app.dead_letter_text"),
+    *("app.dead_letters", "app.partial_record", "app.dead_letter_text", "app.transactions"),
+    *("app.last_known", "app.breaker", "app.feature_ages"),
     *("monitors.join", "monitors.windows", "monitors.drift", "monitors.quality", "monitors.calibration"),
     *("monitors.evidence", "monitors.attribution", "monitors.alerts"),
 }

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from agents import topics
 from app import dlq_commands
-from app.dead_letter_topic import find_cluster
 from app.dead_letters import DeadLetterError
 from app.errors import TopicError
 from app.replay_journal import Parcel, ReplayJournal
+from app.topic_reader import find_cluster
 from schemas.deadletter import PREFIX
 from tests.integration.delays_service import PARTITIONS, Deployment
 from tests.integration.kafka_client import KafkaClient, Message, header

@@ -21,6 +21,7 @@ from app.ledger import Ledger
 from app.lookup import ViewLookup
 from app.metrics import Metrics
 from app.pipeline import ScoringPipeline
+from app.recent import RecentAnswers
 from app.requests import RequestDecoder
 from app.settings import BudgetSettings
 from schemas.columnar import Decoder
@@ -87,6 +88,7 @@ class Bench:
             writer=self.writer,
             delivery=AtLeastOnce(producer),  # type: ignore[arg-type]
             ledger=self.ledger,
+            recent=RecentAnswers(remembered=1000, max_age_s=600.0),
             metrics=self.metrics,
             on_failure=self.failures.append,
             max_queued_rows=self.max_queued_rows,

@@ -1,0 +1,227 @@
+"""Requests that were answered lately, so that the same request again gets the same answer; pure.
+
+Ids are looked up and entered a micro-batch at a time, in a table that is indexed by their hash. Of two ids that fall on
+one place the older moves to a second table, so about one in a thousand is forgotten early; none is ever taken for
+another, since a hit is compared with the id itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from schemas.byte_ranges import words
+from schemas.records import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from schemas.columns import TextColumn
+
+PLACES = 8
+"""Of the first table, for each id."""
+SECOND_PLACES = 2
+MAX_WORDS = 8
+"""An id counts with its first 64 bytes and its length; longer ones that begin alike forget each other."""
+_MIX = np.array(
+    [
+        0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93,
+        0xA0761D6478BD642F, 0xE7037ED1A0B428DB, 0x8EBC6AF09C88C6E3, 0x589965CC75374CC3, 0x1D8E4E27C47D124F,
+    ],
+    dtype=np.uint64,
+)  # fmt: skip
+_ROW_BITS = np.int64(20)
+
+
+class _Table:
+    """Hashes and places, indexed by some bits of the hash."""
+
+    def __init__(self, least: int, shift: int) -> None:
+        size = 1 << max(least - 1, 1).bit_length()
+        self._mask, self._shift = np.uint64(size - 1), np.uint64(shift)
+        self.hashes = np.zeros(size, np.uint64)
+        self.places = np.full(size, -1, np.int64)
+
+    def slots(self, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        return (hashes >> self._shift) & self._mask
+
+    def find(self, hashes: NDArray[np.uint64], oldest: int) -> NDArray[np.int64]:
+        """The place of each hash; -1 where it is not there or forgotten."""
+        slots = self.slots(hashes)
+        places = self.places[slots]
+        return np.where((self.hashes[slots] == hashes) & (places >= oldest), places, -1)
+
+    def put(self, hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
+        """Of two that fall on one slot the first stays."""
+        slots = self.slots(hashes)[::-1]
+        self.hashes[slots] = hashes[::-1]
+        self.places[slots] = places[::-1]
+
+
+@dataclass(slots=True, eq=False)
+class AnsweredBatch:
+    """The answers of one micro-batch.
+
+    Attributes:
+        ids: n request ids.
+        at_s: when they were entered, monotonic seconds.
+        statuses: shape (n,); of the answers, before that as far as they are known.
+        answers: n records of ``scores``; empty until they are encoded.
+
+    """
+
+    ids: TextColumn
+    at_s: float
+    statuses: NDArray[np.int8]
+    answers: Sequence[bytes] = ()
+
+    def is_repeatable(self, row: int) -> bool:
+        """Whether the same request gets this answer again: it has a score, or may still get one."""
+        return self.statuses[row] in (Status.OK, Status.DEGRADED)
+
+
+class Original(NamedTuple):
+    """Where the first request with an id stands."""
+
+    batch: AnsweredBatch
+    row: int
+
+
+class RecentAnswers:
+    """The last requests and their answers.
+
+    Args:
+        remembered: how many, at most; 0: none.
+        max_age_s: for how long.
+
+    Example:
+        >>> from schemas.columns import TextColumn
+        >>> recent = RecentAnswers(remembered=100, max_age_s=600.0)
+        >>> good = np.zeros(3, np.int8)
+        >>> first, originals = recent.enter(TextColumn.from_values(["a", "b", "a"]), good, now_s=0.0)
+        >>> [(row, original.row) for row, original in originals.items()]
+        [(2, 0)]
+        >>> recent.answered(first, [b"A", b"B", b"A"], good)
+        >>> _, originals = recent.enter(TextColumn.from_values(["b"]), good[:1], now_s=1.0)
+        >>> originals[0].batch.answers[originals[0].row]
+        b'B'
+
+    """
+
+    def __init__(self, *, remembered: int, max_age_s: float) -> None:
+        self._remembered, self._max_age_s = remembered, max_age_s
+        self._table = _Table(PLACES * remembered, shift=0)
+        self._second = _Table(SECOND_PLACES * remembered, shift=32)
+        self._batches: deque[AnsweredBatch] = deque()
+        self._first = 0
+        """Number of the oldest batch; a place is a batch's number and a row."""
+        self.rows = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is remembered at all."""
+        return self._remembered > 0
+
+    def enter(
+        self, ids: TextColumn, statuses: NDArray[np.int8], *, now_s: float
+    ) -> tuple[AnsweredBatch, dict[int, Original]]:
+        """Enter requests, and find those that came before.
+
+        Args:
+            ids: n request ids, at most a million.
+            statuses: shape (n,), of ``Status``: a request that is not OK now is nobody's original.
+            now_s: monotonic seconds.
+
+        Returns:
+            The batch, to be ``answered``; and for each row that is not the first with its id the one that is.
+
+        Cost: about 60 us and 0.1 us a row.
+
+        """
+        self._forget(now_s, len(ids))
+        batch = AnsweredBatch(ids, now_s, statuses.copy())
+        number = self._first + len(self._batches)
+        self._batches.append(batch)
+        self.rows += len(ids)
+        hashes = _hashes(ids)
+        rows = np.arange(len(ids), dtype=np.int64)
+        places = (np.int64(number) << _ROW_BITS) + rows
+        known = self._find(hashes)
+        originals = self._originals(ids, np.flatnonzero(known >= 0), known)
+        new = rows if not originals else np.setdiff1d(rows, np.fromiter(originals, np.int64), assume_unique=True)
+        self._put(hashes[new], places[new])
+        if len(new) > 1:
+            first = self._find(hashes[new])
+            twice = (first != places[new]) & (first >= 0)
+            originals |= self._originals(
+                ids, new[twice], dict(zip(new[twice].tolist(), first[twice].tolist(), strict=True))
+            )
+        return batch, originals
+
+    def answered(self, batch: AnsweredBatch, answers: Sequence[bytes], statuses: NDArray[np.int8]) -> None:
+        """The batch's answers, in order."""
+        batch.answers, batch.statuses = answers, statuses
+
+    def clear(self) -> None:
+        """Forget all: the partitions are somebody else's now."""
+        self._first += len(self._batches)
+        self._batches.clear()
+        self.rows = 0
+
+    def _find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        oldest = self._first << int(_ROW_BITS)
+        places = self._table.find(hashes, oldest)
+        return places if (places >= 0).all() else np.maximum(places, self._second.find(hashes, oldest))
+
+    def _put(self, hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
+        slots = self._table.slots(hashes)
+        moved, moved_to = self._table.hashes[slots], self._table.places[slots]
+        older = (moved_to >= self._first << int(_ROW_BITS)) & (moved != hashes)
+        if older.any():
+            self._second.put(moved[older], moved_to[older])
+        self._table.put(hashes, places)
+        without = self._table.hashes[slots] != hashes
+        if without.any():
+            self._second.put(hashes[without], places[without])
+
+    def _originals(
+        self, ids: TextColumn, rows: NDArray[np.int64], places: NDArray[np.int64] | dict[int, int]
+    ) -> dict[int, Original]:
+        found: dict[int, Original] = {}
+        for row in rows.tolist():
+            place = int(places[row])
+            batch = self._batches[(place >> int(_ROW_BITS)) - self._first]
+            first = place & ((1 << int(_ROW_BITS)) - 1)
+            if batch.is_repeatable(first) and _text(batch.ids, first) == _text(ids, row):
+                found[row] = Original(batch, first)
+        return found
+
+    def _forget(self, now_s: float, coming: int) -> None:
+        while self._batches and (
+            self.rows + coming > self._remembered or now_s - self._batches[0].at_s > self._max_age_s
+        ):
+            self.rows -= len(self._batches.popleft().ids)
+            self._first += 1
+
+
+def _hashes(ids: TextColumn) -> NDArray[np.uint64]:
+    count = min(max(-(-int(ids.lengths.max(initial=1)) // 8), 1), MAX_WORDS)
+    table = words(ids.data, ids.starts, ids.lengths, count)
+    mixed: NDArray[np.uint64] = ids.lengths.astype(np.uint64) * _MIX[MAX_WORDS]
+    for i in range(count):
+        column = table[:, i]
+        mixed += (column ^ (column >> np.uint64(31))) * _MIX[i]
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= _MIX[0]
+    mixed ^= mixed >> np.uint64(29)
+    return mixed
+
+
+def _text(ids: TextColumn, row: int) -> bytes:
+    start = int(ids.starts[row])
+    return ids.data[start : start + int(ids.lengths[row])].tobytes()
