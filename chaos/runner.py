@@ -121,6 +121,6 @@ async def _harm_and_judge(world: World, result: Result) -> None:
 
 async def _judge_monitors(world: World, result: Result) -> None:
     found = await monitor_evidence.gather(world.judge, world.load, world.workload, world.monitors)
-    verdict = judge_monitors(found, world.mode)
+    verdict = judge_monitors(found)
     result.problems += verdict.problems
     result.figures["monitors"] = verdict.figures

@@ -114,8 +114,7 @@ def test_the_monitors_verdict_counts_by_mark() -> None:
         dead_letters=0,
         counters={"joined": 2},
     )
-    assert judge_monitors(clean, "at_least_once").problems == []
-    assert judge_monitors(clean, "exactly_once").problems
+    assert judge_monitors(clean).problems == []
     for change in (
         {"labelled": [(b"a", "r1"), (b"b", "r2"), (b"c", "r2")]},
         {"labelled": [(b"a", "r1")]},
@@ -123,4 +122,4 @@ def test_the_monitors_verdict_counts_by_mark() -> None:
         {"counters": {"joined": 1}},
         {"dead_letters": 1},
     ):
-        assert len(judge_monitors(replace(clean, **change), "at_least_once").problems) == 1  # type: ignore[arg-type]
+        assert len(judge_monitors(replace(clean, **change)).problems) == 1  # type: ignore[arg-type]
