@@ -141,6 +141,7 @@ class ScoringLife(WorkerLife):
         await self._delivery.assigned(sources)
         committed = {p: offset for (_, p), offset in (await committed_offsets(self.app, sources)).items()}
         await remember_tail(self._pipeline.recent, self.settings, self._book, topics.SCORES, committed)
+        self._pipeline.hold()
 
     async def drain(self, timeout_s: float) -> bool:
         """See ``WorkerLife``."""

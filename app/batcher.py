@@ -288,8 +288,13 @@ class MicroBatcher:
         held_s = self._held_since_s + self.hold.seconds
         return min(self._waiting[0].arrival_s + self.window_s, self._latest_start_s(), held_s)
 
-    def take(self, *, now_s: float, device_free_s: float) -> Taken:
+    def take(self, *, now_s: float, device_free_s: float, max_rows: int | None = None) -> Taken:
         """The oldest rows in order of arrival: at most ``max_batch_size`` that can still be answered in time.
+
+        Args:
+            now_s: monotonic seconds.
+            device_free_s: when the device will be free; ``now_s`` or earlier: it is.
+            max_rows: at most so many, late ones included; None: no such limit.
 
         Rows that cannot come along and take no place, since they will not go to the device: behind a backlog of them
         the device would otherwise get batches of nothing.
@@ -298,6 +303,8 @@ class MicroBatcher:
         planned_s = self._planned_s(min(limit, self.waiting_rows), now_s, device_free_s)
         in_time_s = self._in_time_s(limit, planned_s)
         room, extra = limit, MAX_LATE_BATCHES * self.max_batch_size
+        if max_rows is not None:
+            room, extra = min(room, max_rows), 0
         slices: list[Slice] = []
         while self._waiting:
             first = self._waiting[0]

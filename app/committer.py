@@ -38,10 +38,11 @@ class Committer:
         settings: interval and watchdog.
         metrics: counts commits.
         on_failure: called when the watchdog gives up, or after an unexpected error.
+        is_held: whether work waits on purpose; then waiting is no stall.
 
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root hands over every part once, by name
         self,
         app: faust.App,
         commit_offsets: Callable[[dict[Partition, int]], Awaitable[bool]],
@@ -50,11 +51,12 @@ class Committer:
         metrics: Metrics,
         *,
         on_failure: Callable[[BaseException], None],
+        is_held: Callable[[], bool] = lambda: False,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app, self._ledger, self._settings, self._metrics = app, ledger, settings, metrics
         self._commit_offsets = commit_offsets
-        self._on_failure, self._now_s = on_failure, now_s
+        self._on_failure, self._is_held, self._now_s = on_failure, is_held, now_s
         self._progress_s = now_s()
         self._lock = asyncio.Lock()
 
@@ -86,8 +88,8 @@ class Committer:
                 log.warning("commit of %s refused: the group has moved on", offsets)
 
     def stalled_s(self) -> float:
-        """Seconds since work was last seen to progress; 0 when none is in flight."""
-        if not any(self._ledger.in_flight().values()):
+        """Seconds since work was last seen to progress; 0 when none is in flight, or when it waits on purpose."""
+        if self._is_held() or not any(self._ledger.in_flight().values()):
             self._progress_s = self._now_s()
         return self._now_s() - self._progress_s
 

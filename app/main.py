@@ -32,11 +32,12 @@ from app.lookup import ViewLookup, last_known_of
 from app.metrics import Metrics
 from app.models.bundle import REFERENCE, all_specs, latest_version, open_bundle
 from app.pipeline import ScoringPipeline
+from app.poison_circuit import PoisonCircuit
 from app.producer import OutputProducer
 from app.recent import RecentAnswers
 from app.requests import RequestDecoder
-from app.settings import Settings, load_settings
-from app.transport import commit_offsets
+from app.settings import DeliverySettings, Settings, load_settings
+from app.transport import commit_offsets, hold_consumer
 from app.views import attach_views
 from schemas.generate import check_name, prediction_schema, request_schema
 from schemas.registry import SchemaBook, load_schema
@@ -85,6 +86,7 @@ def build_scoring(settings: Settings) -> SluiceApp:
     store = RedisFeatureStore(settings.redis)
     ledger = Ledger()
     book = schema_book(settings, bundle)
+    circuit = _poison_circuit(settings.delivery)
     delivery = make_delivery(settings, app.conf.id, producer, ledger, metrics)
     pipeline = ScoringPipeline(
         decoder=RequestDecoder(book, bundle.spec, max_request_bytes=settings.delivery.max_request_bytes),
@@ -99,22 +101,35 @@ def build_scoring(settings: Settings) -> SluiceApp:
         delivery=delivery,
         ledger=ledger,
         recent=RecentAnswers(remembered=settings.delivery.remembered_answers, max_age_s=settings.delivery.remembered_s),
+        circuit=circuit,
+        on_hold=partial(hold_consumer, app),
         metrics=metrics,
         on_failure=end_process,
         max_queued_rows=settings.batching.max_queued_rows,
         max_in_flight_batches=settings.batching.max_in_flight_batches,
     )
     committer = Committer(
-        app, _offsets_committer(app, settings), ledger, settings.delivery, metrics, on_failure=end_process
-    )
+        app, _offsets_committer(app, settings), ledger, settings.delivery, metrics,
+        on_failure=end_process, is_held=lambda: circuit.is_holding,
+    )  # fmt: skip
     scoring_agent.attach(app, [topics.REQUESTS], pipeline.submit)
     health = _health(app, settings, committer, lambda: pipeline.failure)
+    health.add_check("poison", lambda: circuit.problem(time.monotonic()))
     stats = _attach_views(
         app, settings, "scoring", book=book, producer=producer, figures=metrics.snapshot, metrics=metrics, health=health
     )
     parts = WorkerParts(app, settings, producer, committer, stats, ledger)
     _attach_life(app, ScoringLife(parts, pipeline, delivery, store, book))
     return app
+
+
+def _poison_circuit(delivery: DeliverySettings) -> PoisonCircuit:
+    return PoisonCircuit(
+        window=delivery.poison_window,
+        share=delivery.poison_share,
+        open_s=delivery.poison_open_s,
+        probe_records=delivery.poison_probe_records,
+    )
 
 
 def make_delivery(

@@ -18,6 +18,7 @@ import logging
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from app.lookup import ViewLookup
     from app.metrics import Metrics
     from app.models.runtime import ScoringModel
+    from app.poison_circuit import PoisonCircuit
     from app.recent import RecentAnswers
     from app.requests import RequestDecoder
     from schemas.records import RecordBatch
@@ -67,6 +69,8 @@ class ScoringPipeline:
         delivery: takes the answers.
         ledger: what may be committed.
         recent: answers that the same request gets again.
+        circuit: stops firing when most records cannot be decoded.
+        on_hold: called with True when the circuit opens and with False when it closes.
         metrics: counted per micro-batch.
         on_failure: called once with the first unexpected error; must end the process.
         max_queued_rows: above it ``submit`` waits.
@@ -87,6 +91,8 @@ class ScoringPipeline:
         delivery: Delivery,
         ledger: Ledger,
         recent: RecentAnswers,
+        circuit: PoisonCircuit,
+        on_hold: Callable[[bool], None],
         metrics: Metrics,
         on_failure: Callable[[BaseException], None],
         max_queued_rows: int,
@@ -98,6 +104,7 @@ class ScoringPipeline:
         self._writer, self._delivery, self._metrics = writer, delivery, metrics
         self.ledger = ledger
         self.recent = recent
+        self.circuit, self._on_hold = circuit, on_hold
         self._on_failure = on_failure
         self._max_queued_rows = max_queued_rows
         self._now_s, self._wall_s = now_s, wall_s
@@ -110,7 +117,7 @@ class ScoringPipeline:
         self._stages: list[asyncio.Task[None]] = []
         self._device_free_s = -math.inf
         self._unanswered = 0
-        self._draining = False
+        self._draining = self._is_paused = False
         self.failure: BaseException | None = None
 
     def start(self) -> None:
@@ -225,9 +232,11 @@ class ScoringPipeline:
         while True:
             reason = await self._fire()
             now_s = self._now_s()
-            taken = self._batcher.take(now_s=now_s, device_free_s=self._device_free_s)
+            allowed = self.circuit.allowance(now_s)
+            taken = self._batcher.take(now_s=now_s, device_free_s=self._device_free_s, max_rows=allowed)
             in_time_ms = int((self._wall_s() + taken.in_time_s - now_s) * 1000)
-            slices = decode_slices(taken.slices, self._decoder)
+            slices = await self._decoder.with_schemas(partial(decode_slices, taken.slices, self._decoder))
+            self._judge(records=sum(map(len, taken.slices)), requests=sum(map(len, slices)))
             if self._batcher.waiting_rows < self._max_queued_rows:
                 self._room.set()
             if not slices:
@@ -250,7 +259,11 @@ class ScoringPipeline:
             self._arrived.clear()
             now_s = self._now_s()
             wake_s = math.inf
-            if self._compute_queue.empty():
+            if self.circuit.allowance(now_s) == 0:
+                wake_s = self.circuit.probe_at_s
+            elif self._is_paused and not self._batcher.waiting_rows:
+                self._pause(is_held=False)  # for the probe
+            elif self._compute_queue.empty():
                 reason = self._batcher.fire_reason(now_s=now_s, device_free_s=self._device_free_s)
                 if reason is not None:
                     return FireReason.SHUTDOWN if self._draining and reason is FireReason.IDLE else reason
@@ -260,6 +273,25 @@ class ScoringPipeline:
                     await self._arrived.wait()
             except TimeoutError:
                 continue
+
+    def _judge(self, *, records: int, requests: int) -> None:
+        """Tell the circuit how many of the records that fired are requests."""
+        was_holding = self.circuit.is_holding
+        self.circuit.record(decodable=requests, undecodable=records - requests, now_s=self._now_s())
+        self.hold()
+        if self.circuit.is_holding and not was_holding:
+            self._metrics.count("poison_circuit_openings")
+            log.error("%s", self.circuit.problem(self._now_s()))
+
+    def hold(self) -> None:
+        """Let the consumer pause or go on as the circuit says; also after partitions were assigned."""
+        if self.circuit.is_holding or self._is_paused:
+            self._pause(is_held=self.circuit.is_holding)
+            self._metrics.set_gauge("poison_circuit_open", self.circuit.is_holding)
+
+    def _pause(self, *, is_held: bool) -> None:
+        self._is_paused = is_held
+        self._on_hold(is_held)
 
     async def _compute(self) -> None:
         loop = asyncio.get_running_loop()

@@ -123,6 +123,13 @@ class DeliverySettings(_Group):
     commit_interval_ms: Annotated[float, Field(ge=1, le=10_000, description="work that a kill -9 repeats")] = 100.0
     drain_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
     stall_after_s: Annotated[float, Field(gt=0, description="lag and no progress: unready; twice that: exit")] = 30.0
+    poison_window: Annotated[int, Field(ge=1, description="the last records that the poison circuit looks at")] = 200
+    poison_share: Annotated[
+        float,
+        Field(gt=0, le=1, description="more of them undecodable: nothing is read until a probe is good; 1: off"),
+    ] = 0.5
+    poison_open_s: Annotated[float, Field(gt=0, description="from opening to a probe")] = 30.0
+    poison_probe_records: Annotated[int, Field(ge=1, description="records of a probe")] = 16
     remembered_answers: Annotated[
         int, Field(ge=0, le=10_000_000, description="the same request_id gets its answer again, marked x-duplicate")
     ] = 100_000

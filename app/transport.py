@@ -133,6 +133,13 @@ async def commit_offsets(app: faust.App, offsets: Mapping[tuple[str, int], int])
     return bool(await consumer._commit({TP(*tp): offset for tp, offset in offsets.items()}))  # noqa: SLF001
 
 
+def hold_consumer(app: faust.App, is_held: bool) -> None:  # noqa: FBT001 - handed over as a callback of one flag
+    """Fetch nothing of the partitions that are assigned, or fetch again; the group membership is kept."""
+    consumer: Any = app.consumer
+    partitions = consumer.assignment()
+    (consumer.pause_partitions if is_held else consumer.resume_partitions)(partitions)
+
+
 async def committed_offsets(app: faust.App, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
     """The group's committed offsets; 0 where there is none."""
     consumer: Any = app.consumer

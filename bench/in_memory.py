@@ -18,6 +18,7 @@ from app.main import answer_writer, schema_book
 from app.metrics import Metrics
 from app.models.runtime import ScoringModel
 from app.pipeline import ScoringPipeline
+from app.poison_circuit import PoisonCircuit
 from app.recent import RecentAnswers
 from app.requests import RequestDecoder
 from app.settings import Settings
@@ -109,6 +110,8 @@ def make_pipeline(
         delivery=AtLeastOnce(sink),  # type: ignore[arg-type]
         ledger=Ledger(),
         recent=RecentAnswers(remembered=0, max_age_s=1.0),
+        circuit=PoisonCircuit(share=1.0),
+        on_hold=lambda _: None,
         metrics=Metrics(settings.budget, now_s=time.monotonic),
         on_failure=fail,
         max_queued_rows=32_768,

@@ -21,6 +21,7 @@ from app.ledger import Ledger
 from app.lookup import ViewLookup
 from app.metrics import Metrics
 from app.pipeline import ScoringPipeline
+from app.poison_circuit import PoisonCircuit
 from app.recent import RecentAnswers
 from app.requests import RequestDecoder
 from app.settings import BudgetSettings
@@ -71,6 +72,8 @@ class Bench:
     store: MemoryStore = field(default_factory=lambda: MemoryStore(store_rows()))
     ledger: Ledger = field(default_factory=Ledger)
     failures: list[BaseException] = field(default_factory=list)
+    circuit: PoisonCircuit = field(default_factory=lambda: PoisonCircuit(share=1.0))
+    holds: list[bool] = field(default_factory=list)
     next_offset: dict[int, int] = field(default_factory=dict)
     expected: dict[int, list[int]] = field(default_factory=dict)
     dead: dict[int, list[int]] = field(default_factory=dict)
@@ -89,6 +92,8 @@ class Bench:
             delivery=AtLeastOnce(producer),  # type: ignore[arg-type]
             ledger=self.ledger,
             recent=RecentAnswers(remembered=1000, max_age_s=600.0),
+            circuit=self.circuit,
+            on_hold=self.holds.append,
             metrics=self.metrics,
             on_failure=self.failures.append,
             max_queued_rows=self.max_queued_rows,
