@@ -77,6 +77,10 @@ bench-gpu: $(INSTALLED) ## Pipeline against a bare torch loop, on CUDA if there 
 chaos: $(INSTALLED) ## Kill, freeze and cut off real brokers, store and workers, account for every record (hours).
 	@exec $(PYTHON) -m chaos $(ARGS)
 
+.PHONY: simulate
+simulate: $(INSTALLED) ## Delivery in simulated time under seeded faults: 100,000 runs, ARGS='--seeds 1000000' for more.
+	@exec $(PYTHON) -m tests.simulation.delivery $(ARGS)
+
 up: $(INSTALLED) ## Start Kafka and the store in the background.
 	@$(PYTHON) -m app.cli up --detach $(ARGS)
 

@@ -32,13 +32,12 @@ class Group:
         self.owners: dict[int, str] = {}
         self.is_rebalancing = False
         self._round = 0
-
-    def has(self, member: str) -> bool:
-        """Whether it is a member."""
-        return member in self._members
+        self._gone: set[str] = set()
 
     def join(self, member: str, worker: Worker) -> None:
-        """JoinGroup."""
+        """JoinGroup; refused when the group has given the member up, which it is being told."""
+        if member in self._gone:
+            return
         self._members[member] = worker
         self._broker.members[member] = 0
         if not self.is_rebalancing:
@@ -84,6 +83,7 @@ class Group:
         self._schedule.after(REBALANCE_TICKS, self._give_up_waiting, self._round)
 
     def _remove(self, member: str) -> None:
+        self._gone.add(member)
         del self._members[member]
         del self._broker.members[member]
         self._joined.discard(member)

@@ -6,6 +6,7 @@ committed offset never decreases within a generation. I5 answers of a partition 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tests.simulation.delivery.broker import read_committed
@@ -110,11 +111,13 @@ class Judge:
             self._check_order(place, seen)
         for partition, count in enumerate(self.duplicates):
             if count > self._allowed[partition]:
-                msg = f"in-{partition}: {count} duplicates, and crashes and rebalances explain {self._allowed[partition]}"
+                msg = (
+                    f"in-{partition}: {count} duplicates, and crashes and rebalances explain {self._allowed[partition]}"
+                )
                 raise Violation(msg)
 
     def _check_order(self, place: Place, seen: list[int]) -> None:
-        if self._is_exactly_once and any(a >= b for a, b in zip(seen, seen[1:], strict=False)):
+        if self._is_exactly_once and any(a >= b for a, b in pairwise(seen)):
             msg = f"I5: {place} reads {seen}"
             raise Violation(msg)
         kept, last = [], -1
@@ -126,4 +129,3 @@ class Judge:
         if dropped:
             msg = f"I1, I5: dropping by mark loses {sorted(dropped)} of {place}, which reads {seen}"
             raise Violation(msg)
-

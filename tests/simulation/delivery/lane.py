@@ -49,7 +49,9 @@ class LaneRunner:
         """Carry out steps until there is none to take now."""
         while not self._is_stopped and not self._is_committing:
             now = self._worker.world.schedule.now
-            step = self._core.step(now_s=now, more_coming=self._worker.more_coming(self._partition, self._core.next_offset))
+            step = self._core.step(
+                now_s=now, more_coming=self._worker.more_coming(self._partition, self._core.next_offset)
+            )
             if step is None:
                 self._sleep(now)
                 return

@@ -50,7 +50,12 @@ class Network:
         schedule.after(schedule.some(most), self._arrive_unheard, worker.name, call, arguments)
 
     def _arrive(
-        self, worker: Worker, life: int, reply: Callable[[Any], None], call: Callable[..., Any], arguments: Any  # noqa: ANN401
+        self,
+        worker: Worker,
+        life: int,
+        reply: Callable[[Any], None],
+        call: Callable[..., Any],
+        arguments: Any,  # noqa: ANN401
     ) -> None:
         result = call(*arguments)
         if self._schedule.lines is not None:

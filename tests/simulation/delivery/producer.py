@@ -158,7 +158,9 @@ class Producer:
             else:
                 self.failed(place, parcels)
 
-        self._request(self.worker, answered, self.broker.produce, place, (self.name, self.pid, self.epoch), sequence, offsets)
+        self._request(
+            self.worker, answered, self.broker.produce, place, (self.name, self.pid, self.epoch), sequence, offsets
+        )
 
     def failed(self, place: Place, parcels: list[tuple[list[int], Pending]]) -> None:
         """Nothing more is sent after a failed send."""

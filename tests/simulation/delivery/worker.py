@@ -239,7 +239,7 @@ class Worker:
         """Partitions are ours: fence their former owners first, ask for their offsets afterwards."""
         self.generation = generation
         self.world.schedule.note(self.name, "takes over", partitions, "generation", generation)
-        self.assigned(partitions, lambda: self.fetch_offsets(partitions, lambda offsets: self._seek(offsets)))
+        self.assigned(partitions, lambda: self.fetch_offsets(partitions, self._seek))
 
     def assigned(self, partitions: list[int], then: Callable[[], None]) -> None:
         """``Delivery.assigned``: a transactional producer for each partition."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PARTITIONS = 2
 FAULT_TICKS = 220
 """After it nothing more goes wrong, and everything must be answered."""
+DISTURBED_TICKS = 140
 MOST_STEPS = 20_000
 MOST_CRASHES = 4
 
@@ -69,8 +70,8 @@ class World:
         self.workers = [worker_type(self, name) for name in ("a", "b", "c")[: 2 + (schedule.random() < 0.2)]]
         for worker in self.workers:
             schedule.after(schedule.some(20), worker.start)
-        for _ in range(schedule.some(4)):
-            schedule.after(10 + schedule.some(FAULT_TICKS - 20), self._disturb)
+        for _ in range(schedule.some(5)):
+            schedule.after(10 + schedule.some(DISTURBED_TICKS), self._disturb)
 
     def run(self) -> Outcome:
         """Until everything is answered and nothing is on its way.
