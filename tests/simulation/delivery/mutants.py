@@ -98,13 +98,15 @@ class FencesNobody(Worker):
 class FetchesOffsetsFirst(Worker):
     """Asks for the offsets before the producers have fenced the former owners."""
 
-    def _take_over(self, generation: int, partitions: list[int]) -> None:
-        self.generation = generation
+    def take_over(self, partitions: list[int], then: Callable[[dict[int, int]], None]) -> None:
+        self.fetch_offsets(partitions, lambda offsets: self.assigned(partitions, lambda: then(offsets)))
 
-        def fetched(offsets: dict[int, int]) -> None:
-            self.assigned(partitions, lambda: self._seek(offsets))
 
-        self.fetch_offsets(partitions, fetched)
+class EndsATakeOverTooLate(Worker):
+    """A take-over that the next rebalance has overtaken still opens the gate."""
+
+    def is_current(self, hand_overs: int) -> bool:  # noqa: ARG002 - nobody asks any more
+        return True
 
 
 class _StubbornProducer(Producer):
@@ -177,6 +179,7 @@ MUTANTS: dict[type[Worker], bool] = {
     ForgetsDeadLetters: False,
     FencesNobody: True,
     FetchesOffsetsFirst: True,
+    EndsATakeOverTooLate: False,
     SendsAfterAFailure: False,
     RepeatsACommit: True,
     TakesWhileGivingBack: True,

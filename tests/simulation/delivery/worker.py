@@ -95,13 +95,13 @@ class Worker:
         self.emit_queue: deque[list[Part]] = deque()
         self.in_flight = 0
         self.unanswered = 0
-        self.is_flowing = self.is_releasing = self.is_blocked = self.is_computing = self.is_committing = False
+        self.is_flowing = self.is_open = self.is_blocked = self.is_computing = self.is_committing = False
         self.on_quiet: Callable[[], None] | None = None
         self.inbox: deque[tuple[Any, ...]] = deque()
         self.is_moving = False
         self._mail: deque[tuple[Any, ...]] = deque()
         self._told_at = 0
-        self._commits = self._joins = 0
+        self._commits = self._joins = self.hand_overs = 0
         old, self.member = self.member, f"{self.name}.{self.life}"
         self.producer = Producer(self)
         self.producer.start(self._idle)
@@ -196,12 +196,13 @@ class Worker:
         self.crash("asked to")
 
     def _hand_over(self, then: Callable[[], None]) -> None:
-        """Answer and commit what is in flight, give back the rest, forget all."""
+        """Answer and commit what is in flight, give back the rest, forget all; a take-over under way is overtaken."""
         self.world.schedule.note(self.name, "hands over", self.ledger.in_flight())
         self._joins += 1  # a JoinGroup that is on its way comes from a member that is no more
+        self.hand_overs += 1
         self.is_flowing = False
         self.events.clear()
-        self.is_releasing = True
+        self.is_open = False
         for part in self.waiting:
             self.unanswered -= part.end - part.start
         self.waiting.clear()
@@ -236,10 +237,19 @@ class Worker:
         self.later(1, then)
 
     def _take_over(self, generation: int, partitions: list[int]) -> None:
-        """Partitions are ours: fence their former owners first, ask for their offsets afterwards."""
+        """Partitions are ours: fence their former owners first, ask for their offsets afterwards.
+
+        Faust does so in a task of its own: the next rebalance does not wait for it.
+        """
         self.generation = generation
+        number = self.hand_overs
         self.world.schedule.note(self.name, "takes over", partitions, "generation", generation)
-        self.assigned(partitions, lambda: self.fetch_offsets(partitions, self._seek))
+        self.take_over(partitions, lambda offsets: self._seek(offsets, number))
+        self._move()
+
+    def take_over(self, partitions: list[int], then: Callable[[dict[int, int]], None]) -> None:
+        """Producers, then offsets."""
+        self.assigned(partitions, lambda: self.fetch_offsets(partitions, then))
 
     def assigned(self, partitions: list[int], then: Callable[[], None]) -> None:
         """``Delivery.assigned``: a transactional producer for each partition."""
@@ -279,14 +289,19 @@ class Worker:
         self.effect()
         self.world.network.request(self, answered, self.world.broker.offsets, partitions)
 
-    def _seek(self, offsets: dict[int, int]) -> None:
+    def is_current(self, hand_overs: int) -> bool:
+        """Whether nothing was handed over since a take-over began."""
+        return hand_overs == self.hand_overs
+
+    def _seek(self, offsets: dict[int, int], hand_overs: int) -> None:
+        if not self.is_current(hand_overs):
+            return
         self.effect()
         for partition, offset in offsets.items():
             self.world.judge.taken_over(partition, offset)
         self.positions = offsets
-        self.is_releasing = False
+        self.is_open = True
         self.is_flowing = True
-        self._move()
         self.later(0, self._poll, self.generation)
 
     # Intake: fetches become events, the agent hands their batches to the pipeline.
@@ -317,8 +332,8 @@ class Worker:
                 self._submit(batch)
 
     def is_taken(self, generation: int) -> bool:
-        """Whether a batch may still be answered here: not while giving back, not when it is of an older generation."""
-        return not self.is_releasing and generation == self.generation
+        """Whether a batch may still be answered here: not between handing over and taking over, not when it is of an older generation."""
+        return self.is_open and generation == self.generation
 
     def _submit(self, batch: Fetched) -> None:
         self.ledger.deliver((TOPIC, batch.partition), batch.start, batch.end)
