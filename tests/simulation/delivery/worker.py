@@ -332,7 +332,7 @@ class Worker:
                 self._submit(batch)
 
     def is_taken(self, generation: int) -> bool:
-        """Whether a batch may still be answered here: not between handing over and taking over, not when it is of an older generation."""
+        """Whether a batch may be answered here: the partitions are ours, and it is not of an older generation."""
         return self.is_open and generation == self.generation
 
     def _submit(self, batch: Fetched) -> None:
