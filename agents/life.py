@@ -22,7 +22,10 @@ from app.recent_reader import remember_tail
 from app.transport import committed_offsets
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from agents.outcomes import OutcomeMonitor
+    from agents.scoring import Gate
     from agents.worker_stats import WorkerStats
     from app.committer import Committer
     from app.delivery import Delivery
@@ -50,6 +53,7 @@ class WorkerParts:
     committer: Committer
     stats: WorkerStats
     ledger: Ledger
+    gate: Gate
 
 
 class WorkerLife(ABC):
@@ -58,6 +62,7 @@ class WorkerLife(ABC):
     def __init__(self, parts: WorkerParts) -> None:
         self.app, self.settings, self.producer = parts.app, parts.settings, parts.producer
         self.committer, self.stats, self.ledger = parts.committer, parts.stats, parts.ledger
+        self.gate = parts.gate
         self._tasks: list[asyncio.Task[None]] = []
 
     async def prepare(self) -> None:
@@ -77,24 +82,40 @@ class WorkerLife(ABC):
             await self.assigned({tp.partition for tp in self.app.consumer.assignment()})
         except Exception as exc:  # noqa: BLE001 - crash-only
             end_process(exc)
+        self.gate.is_open = True
 
     async def hand_over(self, *_: object, **__: object) -> None:
         """Answer and commit what is in flight, then forget it; on a rebalance and at the end."""
+        self.gate.is_open = False
         timeout_s = self.settings.delivery.drain_timeout_s
         if not await self.drain(timeout_s):
             end_process(TimeoutError(f"not drained within {timeout_s:.0f} s (SLUICE_DELIVERY__DRAIN_TIMEOUT_S)"))
-        await self.committer.commit()
-        self.ledger.revoke()
-        await self.revoked()
+        await self._in_time(self._forget())
 
     async def close(self, *_: object, **__: object) -> None:
         """Hand over, then let go of everything."""
         await self.hand_over()
+        await self._in_time(self._let_go())
+
+    async def _forget(self) -> None:
+        await self.committer.commit()
+        self.ledger.revoke()
+        await self.revoked()
+
+    async def _let_go(self) -> None:
         for task in self._tasks:
             task.cancel()
         await self.stats.stop()
         await self.shut()
         await self.producer.stop()
+
+    async def _in_time(self, step: Coroutine[None, None, None]) -> None:
+        """A step towards the end; brokers that do not answer may not hold it up for ever."""
+        try:
+            async with asyncio.timeout(self.settings.delivery.drain_timeout_s):
+                await step
+        except Exception as exc:  # noqa: BLE001 - crash-only
+            end_process(exc)
 
     @abstractmethod
     async def open(self) -> None:

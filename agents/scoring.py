@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.errors import DeliveryError
@@ -15,23 +16,35 @@ if TYPE_CHECKING:
     from schemas.records import RecordBatch
 
 
-def attach(app: faust.App, topics: list[str], handle: Callable[[RecordBatch], Awaitable[None]]) -> None:
+@dataclass(slots=True)
+class Gate:
+    """Whether the worker has its partitions: open from taking them over until it begins to hand them over.
+
+    Between the two the ledger forgets what was given back unread. A batch that came in then would start a new account
+    behind that gap, and its commit would lose the gap.
+    """
+
+    is_open: bool = False
+
+
+def attach(app: faust.App, topics: list[str], handle: Callable[[RecordBatch], Awaitable[None]], gate: Gate) -> None:
     """Let ``handle`` see every record batch of some topics.
 
     Args:
         app: its transport must name the topics in ``batch_topics``.
         topics: their names.
         handle: called for one batch after the other; a ``DeliveryError`` means that the worker is ending.
+        gate: batches that come while it is closed are dropped; whoever has the partition next reads them again.
 
     """
     channel = app.topic(*topics, schema=PassThroughSchema(), acks=False, internal=False)
 
     async def take_batches(stream: Any) -> AsyncIterator[None]:  # noqa: ANN401 - Faust's stream type is dynamic
         async for event in stream.noack().events():
-            if event.message.generation_id != app.consumer_generation_id:
-                continue  # of before a rebalance: whoever has the partition now reads it again
             try:
                 for batch in event.message.value:
+                    if not gate.is_open or event.message.generation_id != app.consumer_generation_id:
+                        break  # of before a rebalance, perhaps one that came while the last batch was handed over
                     await handle(batch)
             except DeliveryError:
                 return

@@ -215,7 +215,7 @@ class RedisFeatureStore:
         reply: asyncio.Future[object] | None = None
         try:
             async with asyncio.timeout_at(deadline_s):
-                await connection.send_command("MGET", *keys)  # at once, unless the socket is full: before other tasks
+                await _send(connection, "MGET", *keys)  # at once, unless the socket is full: before other tasks
             reply = asyncio.ensure_future(connection.read_response())
             values = await _result_by(deadline_s, reply)
         except asyncio.CancelledError:
@@ -286,8 +286,16 @@ class RedisFeatureStore:
 async def _greet(connection: AbstractConnection) -> None:
     """Connect, and see that there is a server that answers: an operating system accepts for one that hangs."""
     await connection.connect()  # type: ignore[no-untyped-call]
-    await connection.send_command("PING")
+    await _send(connection, "PING")
     await connection.read_response()
+
+
+async def _send(connection: AbstractConnection, *command: str) -> None:
+    """Send a command; uvloop says of a connection that was reset that its handler is closed."""
+    try:
+        await connection.send_command(*command)
+    except RuntimeError as exc:
+        raise RedisConnectionError(str(exc)) from exc
 
 
 async def _result_by(deadline_s: float, future: asyncio.Future[T]) -> T:

@@ -112,13 +112,14 @@ def build_scoring(settings: Settings) -> SluiceApp:
         app, _offsets_committer(app, settings), ledger, settings.delivery, metrics,
         on_failure=end_process, is_held=lambda: circuit.is_holding,
     )  # fmt: skip
-    scoring_agent.attach(app, [topics.REQUESTS], pipeline.submit)
+    gate = scoring_agent.Gate()
+    scoring_agent.attach(app, [topics.REQUESTS], pipeline.submit, gate)
     health = _health(app, settings, committer, lambda: pipeline.failure)
     health.add_check("poison", lambda: circuit.problem(time.monotonic()))
     stats = _attach_views(
         app, settings, "scoring", book=book, producer=producer, figures=metrics.snapshot, metrics=metrics, health=health
     )
-    parts = WorkerParts(app, settings, producer, committer, stats, ledger)
+    parts = WorkerParts(app, settings, producer, committer, stats, ledger, gate)
     _attach_life(app, ScoringLife(parts, pipeline, delivery, store, book))
     return app
 
@@ -264,12 +265,14 @@ def build_monitor(settings: Settings) -> SluiceApp:
         metrics.count("monitored", len(batch), topic=batch.topic)
 
     monitoring_agent = partial(_or_end, handle)
-    scoring_agent.attach(app, [topics.PREDICTIONS, topics.OUTCOMES], monitoring_agent)
+    gate = scoring_agent.Gate()
+    scoring_agent.attach(app, [topics.PREDICTIONS, topics.OUTCOMES], monitoring_agent, gate)
     health = _health(app, settings, committer, lambda: None)
     stats = _attach_views(
         app, settings, "monitor", book=book, producer=producer, figures=monitor.snapshot, metrics=metrics, health=health
     )
-    _attach_life(app, MonitorLife(WorkerParts(app, settings, producer, committer, stats, ledger), monitor, metrics))
+    parts = WorkerParts(app, settings, producer, committer, stats, ledger, gate)
+    _attach_life(app, MonitorLife(parts, monitor, metrics))
     return app
 
 

@@ -27,6 +27,7 @@ HELP = {
     "drift_score": "Population stability index of an input in the newest window, against the model's reference.",
     "poison_circuit_open": "1 while nothing is consumed because most records cannot be decoded.",
     "poison_circuit_openings": "Times that the poison circuit opened.",
+    "expired_after_device": "Requests whose deadline passed while they were on the device; answered EXPIRED.",
     "duplicates": "Requests that came again and got the answer of the first.",
     "undecodable": "Values that are not a request; each is one dead letter.",
     "dead_letters": "Records written to a dead letter topic, the uncounted copies of INVALID and ERROR among them.",

@@ -242,9 +242,9 @@ class ScoringPipeline:
             if not slices:
                 continue
             batch = form(slices, reason, now_s=now_s, planned_s=taken.planned_s, in_time_ms=in_time_ms)
-            batch.marks_s["ingest"] = self._now_s()
             self._count_consumed(batch)
             self._find_duplicates(batch)
+            batch.marks_s["ingest"] = self._now_s()
             if self._lookup.is_needed and len(batch.live):
                 batch.lookup = await self._lookup.fetch(batch.features, batch.event_time_us[batch.live])
                 if batch.lookup.error is not None:
@@ -316,7 +316,10 @@ class ScoringPipeline:
             batch = await self._emit_queue.get()
             await self._in_flight.acquire()
             served_at_us = int(self._wall_s() * 1_000_000)
+            scored = len(batch.live)
             expire(batch, served_at_us // 1000)
+            if len(batch.live) < scored:
+                self._metrics.count("expired_after_device", scored - len(batch.live))
             predictions = self._writer.predictions(batch, served_at_us)
             timings = self._timings(batch, self._now_s())
             scores = self._writer.scores(batch, timings, served_at_us)

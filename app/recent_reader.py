@@ -58,13 +58,14 @@ async def _read_tails(
     since_ms = int((time.time() - delivery.remembered_s) * 1000)
     share = max(delivery.remembered_answers // len(committed), 1)
     async with open_reader(settings.kafka) as reader:
-        for partition, offset in committed.items():
+        ranges: dict[int, tuple[int, int]] = {}
+        for partition in (p for p, offset in committed.items() if offset):
             start, end = await reader.bounds(topic, partition)
             start = max(start, end - share)
             if start < end:
-                start = max(start, await reader.first_since(topic, partition, since_ms, end))
-            async for records in reader.read(topic, partition, start, end):
-                _enter([r for r in records if _request_offset(r) < offset], recent, book)
+                ranges[partition] = max(start, await reader.first_since(topic, partition, since_ms, end)), end
+        async for records in reader.read_together(topic, ranges):
+            _enter([r for r in records if _request_offset(r) < committed[r.partition]], recent, book)
 
 
 def _request_offset(record: Any) -> float:  # noqa: ANN401 - aiokafka's record

@@ -16,7 +16,7 @@ from aiokafka.structs import TopicPartition
 from app.errors import TopicError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from app.settings import KafkaSettings
 
@@ -131,6 +131,30 @@ class TopicReader:
                     f"{self._kafka.request_timeout_s:.0f} s; look at the brokers, then run the command again"
                 )
                 raise TopicError(msg)
+
+    async def read_together(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> AsyncIterator[list[Any]]:
+        """The committed records of a range of each of some partitions, side by side; in order for each partition.
+
+        Args:
+            topic: its name.
+            ranges: first offset and the one beyond the last, by partition.
+
+        Raises:
+            TopicError: no broker answers, or a record cannot be read.
+
+        """
+        left = {TopicPartition(topic, p): end for p, (start, end) in ranges.items() if start < end}
+        self._consumer.assign(list(left))
+        for tp in left:
+            self._consumer.seek(tp, ranges[tp.partition][0])
+        try:
+            while left:
+                fetched = await self._consumer.getmany(*left, timeout_ms=POLL_MS)
+                for tp, records in fetched.items():
+                    yield [record for record in records if record.offset < left[tp]]
+                left = {tp: end for tp, end in left.items() if await self._consumer.position(tp) < end}
+        except (KafkaError, UnicodeDecodeError) as exc:
+            raise _unreachable(self._kafka, exc) from exc
 
 
 @asynccontextmanager

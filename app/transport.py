@@ -73,6 +73,23 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         consumer._isolation_level = "read_committed"  # noqa: SLF001 - Faust ties it to its own exactly-once
         return consumer
 
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Seek every partition to where its group goes on; without a committed offset to its beginning.
+
+        Faust leaves a partition without one where it stands. A fetch that came back during the rebalance has moved it
+        on and was thrown away, so what it held would never be read.
+        """
+        offsets: Mapping[TP, int] = await self.call_thread(self._seek_all)
+        return offsets
+
+    async def _seek_all(self) -> Mapping[TP, int]:
+        consumer = self._ensure_consumer()
+        offsets: Mapping[TP, int] = await consumer.seek_to_committed()
+        fresh = [tp for tp, offset in offsets.items() if not offset]
+        if fresh:
+            await consumer.seek_to_beginning(*fresh)
+        return offsets
+
     async def _fetch_records(
         self,
         consumer: aiokafka.AIOKafkaConsumer,

@@ -11,7 +11,21 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench import codec, device, hostile, latency, memory, overload, redis_faults, replay, report, results, throughput
+from bench import (
+    codec,
+    delivery,
+    device,
+    hostile,
+    latency,
+    measuring,
+    memory,
+    overload,
+    redis_faults,
+    replay,
+    report,
+    results,
+    throughput,
+)
 from bench.contenders import repository_root
 from bench.stack import Bench, no_stack, running_stack
 
@@ -25,15 +39,17 @@ PARTS: dict[str, Part] = {
     "features": partial(throughput.run, with_store=True),
     "latency": latency.run,
     "overload": overload.run,
+    "delivery": delivery.run,
     "replay": replay.run,
     "hostile": hostile.run,
     "redis_faults": redis_faults.run,
     "codec": codec.run,
+    "measuring": measuring.run,
     "memory": partial(memory.run, requests=2_000_000),
     "memory-10m": partial(memory.run, requests=10_000_000),
     "gpu": device.run,
 }
-WITHOUT_BROKER = {"codec", "gpu"}
+WITHOUT_BROKER = {"codec", "measuring", "gpu"}
 DEFAULT = [part for part in PARTS if part not in {"memory-10m", "gpu"}]
 
 

@@ -157,7 +157,16 @@ class Running:
         self.stop()
 
 
-async def measure(bench: Bench, ends: Ends, kind: Kind, model: str, requests: int, *, workers: int = 1) -> Sample:
+async def measure(
+    bench: Bench,
+    ends: Ends,
+    kind: Kind,
+    model: str,
+    requests: int,
+    *,
+    workers: int = 1,
+    env: dict[str, str] | None = None,
+) -> Sample:
     """Run a contender from the start of the topic until it has given ``requests`` answers.
 
     Raises:
@@ -166,7 +175,7 @@ async def measure(bench: Bench, ends: Ends, kind: Kind, model: str, requests: in
 
     """
     before, log_before = await ends.of(SCORES), await ends.of(PREDICTIONS)
-    with Running(bench, kind, model, workers=workers) as running:
+    with Running(bench, kind, model, workers=workers, env=env) as running:
         started = {"answers": before, "at_s": time.monotonic(), "cpu_s": running.cpu_s()}
         first = await _reached(running, ends, before + max(1, int(requests * WARM_SHARE)), START_TIMEOUT_S)
         last = await _reached(running, ends, before + requests, RUN_TIMEOUT_S)

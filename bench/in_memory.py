@@ -87,6 +87,7 @@ def make_pipeline(
     device: str = "cpu",
     max_batch_size: int = 512,
     model: ScoringModel | None = None,
+    kind: type[ScoringPipeline] = ScoringPipeline,
 ) -> ScoringPipeline:
     """A pipeline that ends in ``sink``."""
     settings = Settings(schemas={"folder": Path("schemas")})
@@ -97,7 +98,7 @@ def make_pipeline(
     def fail(error: BaseException) -> None:
         raise SystemExit(repr(error))
 
-    return ScoringPipeline(
+    return kind(
         decoder=RequestDecoder(book, bundle.spec, max_request_bytes=2**20),
         batcher=MicroBatcher(
             max_batch_size=min(max_batch_size, bundle.spec.buckets[-1]),

@@ -45,7 +45,7 @@ async def run(bench: Bench) -> dict[str, Any]:
     for name, rate in rates.items():
         row: dict[str, Any] = {"rate_per_s": round(rate)}
         for kind in (ECHO, OURS):
-            row[kind.name] = _quantiles(await _latencies(bench, kind, rate))
+            row[kind.name] = quantiles(await latencies(bench, kind, rate))
         row["added_p50_ms"] = round(row[OURS.name]["p50_ms"] - row[ECHO.name]["p50_ms"], 2)
         row["added_p99_ms"] = round(row[OURS.name]["p99_ms"] - row[ECHO.name]["p99_ms"], 2)
         print(f"  {name:6} {row}", flush=True)
@@ -53,28 +53,33 @@ async def run(bench: Bench) -> dict[str, Any]:
     return {"capacity_per_s": round(capacity), "seconds": SECONDS, "window_ms": 5, "rates": table}
 
 
-async def _latencies(bench: Bench, kind: Kind, rate: float) -> NDArray[np.float64]:
+async def latencies(
+    bench: Bench, kind: Kind, rate: float, *, env: dict[str, str] | None = None, isolation: str = "read_uncommitted"
+) -> NDArray[np.float64]:
     """Seconds of all requests after the warm-up."""
     await fresh_topics(bench)
     seconds = 3.0 if bench.is_quick else SECONDS + WARM_S
-    async with Reader(bench, SCORES, from_end=True) as reader:
-        with Running(bench, kind, MODEL) as running:
+    async with Reader(bench, SCORES, from_end=True, isolation=isolation) as reader:
+        with Running(bench, kind, MODEL, env=env) as running:
             await wait_until_ready(running, bench)
             generator = Generator(bench, MODEL, rate=rate, seconds=seconds, seed=1)
             start_s = generator.start()
             try:
-                waits = await _follow(reader, generator.due_s, start_s)
+                waits = await follow(reader, generator.due_s, start_s)
             finally:
                 generator.stop()
     return waits[generator.due_s > (0.5 if bench.is_quick else WARM_S)]
 
 
-async def _follow(reader: Reader, due_s: NDArray[np.float64], start_s: float) -> NDArray[np.float64]:
-    waits = np.full(len(due_s), np.nan)
+async def follow(reader: Reader, due_s: NDArray[np.float64], start_s: float) -> NDArray[np.float64]:
+    """Seconds from when each request was due until its answer was there."""
+    waits, seen = np.full(len(due_s), np.nan), [0] * PARTITIONS
     missing, deadline_s = len(due_s), start_s + float(due_s[-1]) + 60
     while missing:
         for batch in await reader.fetch(1.0):
-            index = (batch.offsets - reader.first[batch.partition]) * PARTITIONS + batch.partition
+            count = seen[batch.partition]  # not the offset: the markers of transactions take some of these
+            seen[batch.partition] += len(batch)
+            index = np.arange(count, count + len(batch)) * PARTITIONS + batch.partition
             waits[index] = batch.received_s - start_s - due_s[index]
             missing -= len(index)
         if time.monotonic() > deadline_s:
@@ -83,7 +88,8 @@ async def _follow(reader: Reader, due_s: NDArray[np.float64], start_s: float) ->
     return waits
 
 
-def _quantiles(waits_s: NDArray[np.float64]) -> dict[str, float]:
+def quantiles(waits_s: NDArray[np.float64]) -> dict[str, float]:
+    """Of seconds, in milliseconds."""
     shares = (0.5, 0.95, 0.99, 0.999)
     found = np.quantile(waits_s, shares) * 1000
     return {

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from schemas.records import RecordBatch
 
 LARGE = "bench_large"
-HIDDEN = (1024, 1024)
-MAX_BUCKET = 128
-"""About 10 ms of one core: a batch must be small beside the deadline."""
+HIDDEN = (2048, 2048)
+MAX_BUCKET = 32
+"""About 8 ms of one core: a batch must be small beside the deadline."""
 DEADLINE_MS = 100
 SECONDS = 60.0
 SWEEP_SECONDS = 8.0
 SWEEP = (0.6, 0.8, 0.9, 1.0)
-CAPACITY_REQUESTS = 60_000
+CAPACITY_REQUESTS = 20_000
 
 
 @dataclass
@@ -110,6 +110,7 @@ async def _phase(bench: Bench, rate: float, seconds: float) -> dict[str, Any]:
         "in_time_share": round(watch.in_time / len(generator.due_s), 3),
         "scored_rows": scored,
         "device_rows": on_device,
+        "expired_after_device": int(figures["counters"].get("expired_after_device", 0)),
         "mean_batch_rows": figures["batches"]["mean_rows"],
         "fire_reasons": {name: count for name, count in figures["fire_reasons"].items() if count},
         "stage_p50_us": {name: stage["p50_us"] for name, stage in figures["stages"].items()},

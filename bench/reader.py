@@ -23,14 +23,16 @@ class Reader:
         bench: where.
         topic: all its partitions are read.
         from_end: start behind what is there, else at the beginning.
+        isolation: ``read_committed`` sees of transactions only what is committed.
 
     """
 
-    def __init__(self, bench: Bench, topic: str, *, from_end: bool) -> None:
+    def __init__(self, bench: Bench, topic: str, *, from_end: bool, isolation: str = "read_uncommitted") -> None:
         self._topic, self._from_end = topic, from_end
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=bench.servers, max_partition_fetch_bytes=2**20, auto_offset_reset="earliest"
-        )
+            bootstrap_servers=bench.servers, max_partition_fetch_bytes=2**20, auto_offset_reset="earliest",
+            isolation_level=isolation,
+        )  # fmt: skip
 
     async def fetch(self, timeout_s: float) -> list[RecordBatch]:
         """What has come; empty when nothing comes in time."""

@@ -17,7 +17,7 @@ import numpy as np
 from app.embedded.ports import answers, free_ports
 from app.embedded.servers import valkey_server
 from bench.contenders import OURS, Running, wait_until_ready
-from bench.latency import _follow, _quantiles
+from bench.latency import follow, quantiles
 from bench.load import Generator
 from bench.reader import Reader
 from bench.stack import Bench, fresh_topics
@@ -52,7 +52,7 @@ async def run(bench: Bench) -> dict[str, Any]:
     rows = {}
     for name in dict.fromkeys(name for name, _ in phases):
         wanted = (due_s >= WARM_S) & np.isin(phase, [i for i, (other, _) in enumerate(phases) if other == name])
-        rows[name] = _quantiles(waits_s[wanted]) | {"max_ms": round(float(waits_s[wanted].max()) * 1000, 2)}
+        rows[name] = quantiles(waits_s[wanted]) | {"max_ms": round(float(waits_s[wanted].max()) * 1000, 2)}
         print(f"  {name:9} {rows[name]}", flush=True)
     return {
         "rate_per_s": RATE,
@@ -80,7 +80,7 @@ async def _measured(
             start_s = generator.start()
             faults = asyncio.create_task(_faults(store, phases))
             try:
-                waits_s = await _follow(reader, generator.due_s, start_s)
+                waits_s = await follow(reader, generator.due_s, start_s)
                 await faults
             finally:
                 generator.stop()

@@ -20,10 +20,12 @@ def write() -> None:
         "features": _throughput,
         "latency": _latency,
         "overload": _overload,
+        "delivery": _delivery,
         "replay": _replay,
         "hostile": _hostile,
         "redis_faults": _redis_faults,
         "codec": _codec,
+        "measuring": _measuring,
         "memory": _memory,
         "memory-10m": _memory,
         "gpu": _gpu,
@@ -170,6 +172,36 @@ def _codec(figures: dict[str, Any]) -> list[str]:
     head = ("record", "decode us", "fastavro", "ratio", "encode us", "fastavro", "ratio")
     names = ("decode_us", "fastavro_decode_us", "decode_ratio", "encode_us", "fastavro_encode_us", "encode_ratio")
     return _table(head, [(record, *(row[n] for n in names)) for record, row in figures["records"].items()])
+
+
+def _measuring(figures: dict[str, Any]) -> list[str]:
+    return [
+        f"{figures['pairs']} interleaved pairs of {figures['rows']:,} requests fed from memory:",
+        f"{figures['cpu_us_on']} us of CPU a request,",
+        f"{figures['cpu_us_off']} without stage times, histograms and counters: {figures['cost_share']:.2%}.",
+    ]
+
+
+def _delivery(figures: dict[str, Any]) -> list[str]:
+    modes = list(figures["requests_per_s"])
+    return [
+        f"{figures['requests']:,} requests preloaded, {figures['rounds']} rounds, interleaved; medians.",
+        f"Light load: {figures['light_rate_per_s']:.0f}/s,",
+        "milliseconds until a read_committed reader has the answer.",
+        "",
+        *_table(
+            ("mode", "requests/s", "CPU us/request", "light p50", "p95", "p99"),
+            [
+                (
+                    mode,
+                    f"{figures['requests_per_s'][mode]:,}",
+                    figures["cpu_us"][mode],
+                    *(figures["light"][mode][name] for name in ("p50_ms", "p95_ms", "p99_ms")),
+                )
+                for mode in modes
+            ],
+        ),
+    ]
 
 
 def _memory(figures: dict[str, Any]) -> list[str]:

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import codec, device, hostile, latency, memory, overload, replay, report, throughput
+from bench import (
+    codec,
+    delivery,
+    device,
+    hostile,
+    latency,
+    measuring,
+    memory,
+    overload,
+    redis_faults,
+    replay,
+    report,
+    throughput,
+)
 from bench.__main__ import PARTS
 from bench.batching_simulation import compare
 from bench.contenders import KINDS
@@ -37,6 +50,13 @@ async def test_codec(without_broker: Bench) -> None:
     """Both codecs write the same bytes, and every record type has its figures."""
     figures = await codec.run(without_broker)
     assert set(figures["records"]) == {"request", "score", "prediction"}
+
+
+async def test_measuring(without_broker: Bench) -> None:
+    """Both kinds of run are timed, and the unmeasured pipeline answers as well."""
+    figures = await measuring.run(without_broker)
+    assert figures["cpu_us_on"] > 0
+    assert figures["cpu_us_off"] > 0
 
 
 async def test_device(without_broker: Bench) -> None:
@@ -73,7 +93,7 @@ async def test_overload(bench: Bench) -> None:
     """Every request that was sent is answered, and the device saw just the rows that were scored."""
     over = (await overload.run(bench))["overload"]
     assert over["answered"] == over["sent"]
-    assert over["device_rows"] == over["scored_rows"]
+    assert over["device_rows"] == over["scored_rows"] + over["expired_after_device"]
 
 
 @pytest.mark.integration
@@ -81,6 +101,20 @@ async def test_replay(bench: Bench) -> None:
     """Every logged row scores to the same bits again."""
     figures = await replay.run(bench)
     assert figures["bit_equal"] == figures["rows"] == 4000
+
+
+@pytest.mark.integration
+async def test_delivery(bench: Bench) -> None:
+    """Both modes answer everything, and a read_committed reader sees it."""
+    figures = await delivery.run(bench)
+    assert set(figures["requests_per_s"]) == set(figures["light"]) == {"at_least_once", "exactly_once"}
+
+
+@pytest.mark.integration
+async def test_redis_faults(bench: Bench) -> None:
+    """All phases are measured and every request is answered."""
+    figures = await redis_faults.run(bench)
+    assert figures["answered"] == figures["sent"]
 
 
 @pytest.mark.integration
@@ -118,5 +152,6 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_part_is_tried_here() -> None:
     """A part that is added gets a smoke run too."""
     assert set(PARTS) == {
-        "throughput", "features", "latency", "overload", "replay", "hostile", "codec", "memory", "memory-10m", "gpu"
+        "throughput", "features", "latency", "overload", "replay", "hostile", "delivery", "redis_faults",
+        "codec", "measuring", "memory", "memory-10m", "gpu"
     }  # fmt: skip

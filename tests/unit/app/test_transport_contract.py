@@ -93,8 +93,32 @@ SIGNATURES: dict[str, tuple[Any, list[str]]] = {
     "AIOKafkaProducer.create_batch": (AIOKafkaProducer.create_batch, ["self"]),
     "AIOKafkaProducer.send_batch": (AIOKafkaProducer.send_batch, ["self", "batch", "topic", "partition"]),
     "BatchBuilder.close": (BatchBuilder.close, ["self"]),
+    "AIOKafkaConsumerThread.seek_to_committed": (AIOKafkaConsumerThread.seek_to_committed, ["self"]),
+    "AIOKafkaConsumer.seek_to_committed": (AIOKafkaConsumer.seek_to_committed, ["self", "partitions"]),
+    "AIOKafkaConsumer.seek_to_beginning": (AIOKafkaConsumer.seek_to_beginning, ["self", "partitions"]),
+    "Consumer.pause_partitions": (Consumer.pause_partitions, ["self", "tps"]),
+    "Consumer.resume_partitions": (Consumer.resume_partitions, ["self", "tps"]),
     "AIOKafkaConsumer.committed": (AIOKafkaConsumer.committed, ["self", "partition"]),
 }  # fmt: skip
+
+
+async def test_partitions_without_a_commit_go_back_to_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fetch that was thrown away in a rebalance has moved their position on; Faust would go on from there."""
+
+    class Seeker:
+        def __init__(self) -> None:
+            self.to_beginning: list[TP] = []
+
+        async def seek_to_committed(self) -> dict[TP, int | None]:
+            return {TP("t", 0): 7, TP("t", 1): None, TP("t", 2): 0}
+
+        async def seek_to_beginning(self, *partitions: TP) -> None:
+            self.to_beginning += partitions
+
+    seeker, thread = Seeker(), BatchConsumerThread.__new__(BatchConsumerThread)
+    monkeypatch.setattr(BatchConsumerThread, "_ensure_consumer", lambda _: seeker)
+    assert (await thread._seek_all())[TP("t", 0)] == 7
+    assert seeker.to_beginning == [TP("t", 1), TP("t", 2)]
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
@@ -113,7 +137,7 @@ def test_a_name_has_the_signature_that_we_call(name: str) -> None:
             PartitionRecords,
             ["_records", "_tp", "_check_crcs", "_isolation_level", "_aborted_producers", "next_fetch_offset"],
         ),
-        (AIOKafkaConsumer, ["_fetcher", "_closed"]),
+        (AIOKafkaConsumer, ["_fetcher", "_closed", "_isolation_level"]),
         (BatchBuilder, ["_builder", "_relative_offset"]),
         (AIOKafkaConsumerThread, ["consumer"]),
         (Consumer, ["_thread"]),
