@@ -78,15 +78,16 @@ class WorkerLife(ABC):
 
     async def take_over(self, *_: object, **__: object) -> None:
         """Partitions are ours; called before the first record of them is fetched."""
+        ticket = self.gate.begin_take_over()
         try:
             await self.assigned({tp.partition for tp in self.app.consumer.assignment()})
         except Exception as exc:  # noqa: BLE001 - crash-only
             end_process(exc)
-        self.gate.is_open = True
+        self.gate.end_take_over(ticket)
 
     async def hand_over(self, *_: object, **__: object) -> None:
         """Answer and commit what is in flight, then forget it; on a rebalance and at the end."""
-        self.gate.is_open = False
+        self.gate.close()
         timeout_s = self.settings.delivery.drain_timeout_s
         if not await self.drain(timeout_s):
             end_process(TimeoutError(f"not drained within {timeout_s:.0f} s (SLUICE_DELIVERY__DRAIN_TIMEOUT_S)"))

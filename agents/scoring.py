@@ -22,9 +22,32 @@ class Gate:
 
     Between the two the ledger forgets what was given back unread. A batch that came in then would start a new account
     behind that gap, and its commit would lose the gap.
+
+    Example:
+        >>> gate = Gate()
+        >>> ticket = gate.begin_take_over()
+        >>> gate.close()
+        >>> gate.end_take_over(ticket)
+        >>> gate.is_open
+        False
+
     """
 
     is_open: bool = False
+    _closings: int = 0
+
+    def begin_take_over(self) -> int:
+        """A ticket for ``end_take_over``."""
+        return self._closings
+
+    def end_take_over(self, ticket: int) -> None:
+        """Open it, unless the partitions began to go while they were taken over."""
+        self.is_open = ticket == self._closings
+
+    def close(self) -> None:
+        """The partitions go."""
+        self.is_open = False
+        self._closings += 1
 
 
 def attach(app: faust.App, topics: list[str], handle: Callable[[RecordBatch], Awaitable[None]], gate: Gate) -> None:

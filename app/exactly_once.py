@@ -59,8 +59,11 @@ class ExactlyOnce:
 
         """
         await self.revoked()
-        self._lanes = {source: self._lane(source) for source in partitions}
-        await asyncio.gather(*(lane.start() for lane in self._lanes.values()))
+        lanes = {source: self._lane(source) for source in partitions}
+        self._lanes = lanes
+        await asyncio.gather(*(lane.start() for lane in lanes.values()))
+        if self._lanes is not lanes:  # they went while their producers started
+            await asyncio.gather(*(lane.stop() for lane in lanes.values()))
 
     async def revoked(self) -> None:
         """See ``Delivery``; an open transaction is left to be aborted by the next owner."""

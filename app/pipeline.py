@@ -112,6 +112,7 @@ class ScoringPipeline:
         self._arrived, self._room, self._quiet = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._compute_queue: asyncio.Queue[MicroBatch] = asyncio.Queue(COMPUTE_QUEUE)
         self._emit_queue: asyncio.Queue[MicroBatch] = asyncio.Queue(EMIT_QUEUE)
+        self._decoding = asyncio.Lock()
         self._in_flight = asyncio.Semaphore(max_in_flight_batches)
         self._acks: set[asyncio.Task[None]] = set()
         self._stages: list[asyncio.Task[None]] = []
@@ -201,8 +202,9 @@ class ScoringPipeline:
         What is given back is not committed, so whoever has the partition next reads it again: a backlog behind a slow
         model delays neither a rebalance nor a stop.
         """
-        for piece in self._batcher.give_back():
-            self._unanswered -= offsets_left(piece)
+        async with self._decoding:  # what is left of a segment shows once it is decoded
+            for piece in self._batcher.give_back():
+                self._unanswered -= offsets_left(piece)
         self._room.set()
         if not self._unanswered:
             self._quiet.set()
@@ -233,9 +235,10 @@ class ScoringPipeline:
             reason = await self._fire()
             now_s = self._now_s()
             allowed = self.circuit.allowance(now_s)
-            taken = self._batcher.take(now_s=now_s, device_free_s=self._device_free_s, max_rows=allowed)
+            async with self._decoding:
+                taken = self._batcher.take(now_s=now_s, device_free_s=self._device_free_s, max_rows=allowed)
+                slices = await self._decoder.with_schemas(partial(decode_slices, taken.slices, self._decoder))
             in_time_ms = int((self._wall_s() + taken.in_time_s - now_s) * 1000)
-            slices = await self._decoder.with_schemas(partial(decode_slices, taken.slices, self._decoder))
             self._judge(records=sum(map(len, taken.slices)), requests=sum(map(len, slices)))
             if self._batcher.waiting_rows < self._max_queued_rows:
                 self._room.set()

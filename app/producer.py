@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import aiokafka
 
 from app.errors import DeliveryError
-from app.transport import append_records
+from app.transport import append_records, never_repeat_commits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,6 +83,8 @@ class OutputProducer:
             max_request_size=4 * self._settings.producer_batch_bytes,
             request_timeout_ms=int(self._settings.request_timeout_s * 1000),
         )
+        if self._transactional_id is not None:
+            never_repeat_commits(self._producer)
         await self._producer.start()
 
     async def begin_transaction(self) -> None:
