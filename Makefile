@@ -13,7 +13,7 @@ UV := .tools/uv
 UV_SERIES := 0.13
 UV_STAMP := .tools/.uv-$(firstword $(shell cksum requirements-uv.lock))
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS)
-SOURCES := app schemas agents monitors examples docs
+SOURCES := app schemas agents monitors examples docs chaos
 
 # The stamp carries a digest of what was installed: an edited lock, not a newer file time, means a new installation.
 LOCKED := $(firstword $(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum))$(TORCH_BACKEND)

@@ -12,8 +12,8 @@ Rules, the first that holds:
 5. idle: the device is free, and the hold that ``hold.py`` has learned for the first row of a quiet spell is over. When
    rows come one by one it is zero: a lone row fires at once, whatever the window.
 
-How many rows come along is decided when it fires. Rows that can no longer be answered in time take no place, and when
-more wait than fit, neither do those that would be answered in time with luck only: others take theirs. When the largest
+How many rows come along is decided when it fires. Rows that can no longer be answered in time take no place. When those
+that wait behind the batch would be late, so many of the oldest take none that the others are in time. When the largest
 batch would take longer than the deadlines allow, that size is chosen which answers most rows in time for each second of
 the device; among equally good ones a large one, as long as the rows behind it do not lose much of their time to it.
 """
@@ -167,6 +167,11 @@ class LearnedBound:
         return self._mean_s or 0.0
 
     @property
+    def likely_s(self) -> float:
+        """The mean and one mean deviation."""
+        return self.mean_s + self._deviation_s
+
+    @property
     def seconds(self) -> float:
         """The bound; 0 while nothing is known."""
         return self.mean_s + DEVIATIONS * self._deviation_s
@@ -197,6 +202,7 @@ class MicroBatcher:
         window_s: how long a row may wait for company while the device could take it.
         run: seconds on the device, by rows.
         prepare: seconds from firing to the device (features), by rows.
+        cycle: seconds from one batch to the next while rows wait, by rows; the device is not always what takes longest.
         beyond: seconds from when the device should have been done until the brokers had the answers.
 
     Example:
@@ -220,11 +226,13 @@ class MicroBatcher:
     window_s: float
     run: LearnedCost = field(default_factory=LearnedCost)
     prepare: LearnedCost = field(default_factory=LearnedCost)
+    cycle: LearnedCost = field(default_factory=LearnedCost)
     beyond: LearnedBound = field(default_factory=LearnedBound)
     waiting_rows: int = 0
     hold: LearnedHold = field(init=False)
     _waiting: deque[_Waiting] = field(default_factory=deque)
     _held_since_s: float = -math.inf
+    _left_behind: tuple[float, int] | None = None
 
     def __post_init__(self) -> None:
         """The hold learns from the same run times."""
@@ -299,12 +307,15 @@ class MicroBatcher:
         Rows that cannot come along and take no place, since they will not go to the device: behind a backlog of them
         the device would otherwise get batches of nothing.
         """
+        if self._left_behind is not None:
+            since_s, rows_before = self._left_behind
+            self.cycle.learn(rows_before, now_s - since_s)
         limit = self._limit(now_s, device_free_s)
         planned_s = self._planned_s(min(limit, self.waiting_rows), now_s, device_free_s)
         in_time_s = self._in_time_s(limit, planned_s)
-        room, extra = limit, MAX_LATE_BATCHES * self.max_batch_size
         if max_rows is not None:
-            room, extra = min(room, max_rows), 0
+            limit = min(limit, max_rows)
+        room, extra = limit, 0 if max_rows is not None else MAX_LATE_BATCHES * self.max_batch_size
         slices: list[Slice] = []
         while self._waiting:
             first = self._waiting[0]
@@ -319,10 +330,13 @@ class MicroBatcher:
             if first.taken == first.rows:
                 self._waiting.popleft()
         self._held_since_s = -math.inf
+        taken = limit - room
+        self._left_behind = (now_s, taken) if taken and self.waiting_rows else None
         return Taken(slices, planned_s, in_time_s)
 
     def give_back(self) -> list[Slice]:
         """All rows that wait, and none waits any more."""
+        self._left_behind = None
         slices = [Slice(w.segment, w.taken, w.rows) for w in self._waiting]
         self._waiting.clear()
         self.waiting_rows = 0
@@ -352,7 +366,7 @@ class MicroBatcher:
         for rows in sizes:
             in_time_s = self._planned_s(rows, now_s, device_free_s) + self.beyond.mean_s
             alive = min(int(np.count_nonzero(deadlines_s > in_time_s)), rows)
-            rates.append(alive / max(self.run.of(alive), MIN_RUN_S) if alive else 0.0)
+            rates.append(alive / self._step_s(alive) if alive else 0.0)
         best = max(rates)
         if not best:
             if (deadlines_s > now_s + self.prepare.of(1) + self.beyond.mean_s).any():
@@ -366,18 +380,29 @@ class MicroBatcher:
     def _in_time_s(self, limit: int, planned_s: float) -> float:
         """Up to which deadline rows are left out.
 
-        Up to ``planned_s`` in any case. Rows beyond it may still be late; they are left out, those with the least time
-        first, as long as more wait than fit.
+        Up to ``planned_s`` in any case. When the rows behind this batch would be late, those with the least time are
+        left out, as many as it takes to let the others be in time: of a queue that is too long the front goes.
         """
-        if self.waiting_rows <= limit or not self._is_tight(planned_s):
+        if self.waiting_rows <= limit or not self._is_tight(
+            planned_s + self.waiting_rows / limit * self._step_s(limit)
+        ):
             return planned_s
         deadlines_s = self._deadlines_s()
-        possible = deadlines_s[deadlines_s > planned_s]
-        surplus = len(possible) - limit
+        possible = np.sort(deadlines_s[deadlines_s > planned_s])
+        behind = np.arange(limit, len(possible))
+        if not behind.size:
+            return planned_s
+        left_s = possible[limit:] - planned_s - self.beyond.likely_s
+        places = limit * (left_s / self._step_s(limit) + 1)  # that are served until then
+        surplus = int(np.ceil((behind - places).max()))
         if surplus <= 0:
             return planned_s
-        surplus_s = float(np.partition(possible, surplus - 1)[surplus - 1])
-        return max(planned_s, min(planned_s + self.beyond.seconds, surplus_s))
+        first_kept_s = possible[min(surplus, len(possible) - 1)]
+        return max(planned_s, float(np.nextafter(first_kept_s, -math.inf)))  # rows of one deadline stay together
+
+    def _step_s(self, rows: int) -> float:
+        """What a batch of ``rows`` keeps the next one waiting."""
+        return max(self.run.of(rows), self.cycle.of(rows), MIN_RUN_S)
 
     def _is_tight(self, planned_s: float) -> bool:
         """Whether a row might miss its deadline in a batch that the device is done with at ``planned_s``."""

@@ -31,13 +31,15 @@ if TYPE_CHECKING:
     from schemas.records import RecordBatch
 
 LARGE = "bench_large"
-HIDDEN = (2048, 2048)
-MAX_BUCKET = 32
-"""About 8 ms of one core: a batch must be small beside the deadline."""
+HIDDEN = (256,) * 16
+MAX_BUCKET = 64
+"""Some ms of one core, small beside the deadline; the weights fit a cache, or all that runs beside slows down."""
 DEADLINE_MS = 100
 SECONDS = 60.0
 SWEEP_SECONDS = 8.0
-SWEEP = (0.6, 0.8, 0.9, 1.0)
+WARM_S = 4.0
+"""At the start of a phase, not counted: the broker compiles its code, the worker learns its costs."""
+SWEEP = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 CAPACITY_REQUESTS = 20_000
 
 
@@ -47,7 +49,7 @@ class Watch:
 
     Attributes:
         statuses: answers by status.
-        in_time: OK and there before the deadline.
+        in_time: OK and there before the deadline, of those after the warm-up.
         lag_s: age of each fetched record's request at arrival, largest of each second.
         rss_mb: of the worker, once a second.
     """
@@ -60,7 +62,10 @@ class Watch:
 
 
 async def run(bench: Bench) -> dict[str, Any]:
-    """Capacity, the best goodput at or below it, then twice of it."""
+    """Goodput over rate up to what an undisturbed worker gets through, then twice the rate of the best goodput.
+
+    The worker shares its cores with generator, broker and reader, so what it gets through beside them is less.
+    """
     bundle = make_bundle(bench.repository, name=LARGE, hidden=HIDDEN, max_bucket=MAX_BUCKET)
     requests = 2000 if bench.is_quick else CAPACITY_REQUESTS
     await fresh_topics(bench)
@@ -73,8 +78,8 @@ async def run(bench: Bench) -> dict[str, Any]:
         sweep[f"{share:.0%}"] = await _phase(bench, capacity * share, 2.0 if bench.is_quick else SWEEP_SECONDS)
         print(f"  {share:.0%} {sweep[f'{share:.0%}']}", flush=True)
     peak = max(row["goodput_per_s"] for row in sweep.values())
-    over = await _phase(bench, capacity * 2, 3.0 if bench.is_quick else SECONDS)
-    share = over["goodput_per_s"] / peak
+    over = await _phase(bench, max(2 * peak, 200), 3.0 if bench.is_quick else SECONDS)
+    share = over["goodput_per_s"] / max(peak, 1)
     print(f"  200% {over}\n  goodput {share:.0%} of the peak", flush=True)
     return {
         "capacity_per_s": round(capacity),
@@ -92,10 +97,11 @@ async def _phase(bench: Bench, rate: float, seconds: float) -> dict[str, Any]:
     async with Reader(bench, SCORES, from_end=True) as reader:
         with Running(bench, OURS, LARGE) as running:
             url = await wait_until_ready(running, bench)
-            generator = Generator(bench, LARGE, rate=rate, seconds=seconds, seed=2, deadline_ms=DEADLINE_MS)
+            warm_s = 0.5 if bench.is_quick else WARM_S
+            generator = Generator(bench, LARGE, rate=rate, seconds=seconds + warm_s, seed=2, deadline_ms=DEADLINE_MS)
             start_s = generator.start()
             try:
-                watch = await _watch(reader, generator.due_s, start_s, running)
+                watch = await _watch(reader, generator.due_s, start_s, warm_s, running)
             finally:
                 generator.stop()
             figures = await _figures(url)
@@ -107,7 +113,7 @@ async def _phase(bench: Bench, rate: float, seconds: float) -> dict[str, Any]:
         "answered": watch.answered,
         "statuses": {s.name: int(watch.statuses[s]) for s in Status if watch.statuses[s]},
         "goodput_per_s": round(watch.in_time / seconds),
-        "in_time_share": round(watch.in_time / len(generator.due_s), 3),
+        "in_time_share": round(watch.in_time / int(np.count_nonzero(generator.due_s >= warm_s)), 3),
         "scored_rows": scored,
         "device_rows": on_device,
         "expired_after_device": int(figures["counters"].get("expired_after_device", 0)),
@@ -127,12 +133,12 @@ async def _figures(url: str) -> dict[str, Any]:
     return figures
 
 
-async def _watch(reader: Reader, due_s: NDArray[np.float64], start_s: float, running: Running) -> Watch:
+async def _watch(reader: Reader, due_s: NDArray[np.float64], start_s: float, warm_s: float, running: Running) -> Watch:
     watch, decoder = Watch(), Decoder(load_schema(_schemas(), "score"))
     next_s, worst_s, deadline_s = start_s, 0.0, start_s + float(due_s[-1]) + 120
     while watch.answered < len(due_s):
         for batch in await reader.fetch(0.5):
-            worst_s = max(worst_s, _count(watch, decoder, batch, reader, due_s + start_s))
+            worst_s = max(worst_s, _count(watch, decoder, batch, reader, due_s, start_s, warm_s))
         now_s = time.monotonic()
         if now_s >= next_s:
             watch.rss_mb.append(running.rss_mb())
@@ -144,17 +150,25 @@ async def _watch(reader: Reader, due_s: NDArray[np.float64], start_s: float, run
     return watch
 
 
-def _count(watch: Watch, decoder: Decoder, batch: RecordBatch, reader: Reader, due_s: NDArray[np.float64]) -> float:
+def _count(
+    watch: Watch,
+    decoder: Decoder,
+    batch: RecordBatch,
+    reader: Reader,
+    due_s: NDArray[np.float64],
+    start_s: float,
+    warm_s: float,
+) -> float:
     """Add a batch; returns the age of its oldest request."""
     index = (batch.offsets - reader.first[batch.partition]) * PARTITIONS + batch.partition
-    age_s = batch.received_s - due_s[index]
+    age_s = batch.received_s - start_s - due_s[index]
     status = cast(
         "EnumColumn",
         decoder.decode(cast("list[bytes]", batch.values), skip_bytes=HEADER_BYTES).columns.fields["status"],
     )
     codes = np.asarray(status.codes)
     watch.statuses += np.bincount(codes, minlength=len(Status))
-    watch.in_time += int(np.sum((codes == Status.OK) & (age_s <= DEADLINE_MS / 1000)))
+    watch.in_time += int(np.sum((codes == Status.OK) & (age_s <= DEADLINE_MS / 1000) & (due_s[index] >= warm_s)))
     watch.answered += len(index)
     return float(age_s.max())
 

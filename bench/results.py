@@ -37,7 +37,7 @@ def save(part: str, figures: dict[str, Any], *, command: str, settings: dict[str
         "part": part,
         "command": command,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _commit(),
+        "commit": current_commit(),
         "machine": machine() | {"load_before": round(load_before, 2)},
         "versions": versions(),
         "settings": settings,
@@ -79,6 +79,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str:
+def current_commit() -> str:
+    """Short id of the checked-out commit."""
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
     return done.stdout.strip() or "unknown"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.results import _commit, machine, versions
+from bench.results import current_commit, machine, versions
 from chaos.catalogue import SCENARIOS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def save(result: Result) -> Path:
     document = {
         **result.as_json(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _commit(),
+        "commit": current_commit(),
         "machine": machine(),
         "versions": versions(),
     }

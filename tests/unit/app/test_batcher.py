@@ -191,7 +191,7 @@ def test_a_batch_is_no_larger_than_its_deadlines_allow() -> None:
         batcher.run.learn(rows, 0.010 * rows)
     batcher.add("a", rows=64, now_s=0.0, deadlines_s=np.full(64, 0.050))
     taken = batcher.take(now_s=0.0, device_free_s=FREE)
-    assert sum(map(len, taken.slices)) <= 4
+    assert 1 <= sum(map(len, taken.slices)) <= 4
     assert taken.planned_s <= 0.050
 
 
@@ -225,18 +225,6 @@ def test_a_cost_that_lets_nothing_through_is_doubted() -> None:
     pytest.fail("60 requests expired for a device that may be fast again")
 
 
-def test_a_row_that_may_be_late_gives_its_place_to_one_that_is_not() -> None:
-    """With more rows than places, those go to the device that leave enough for encoding and acknowledgement."""
-    batcher = MicroBatcher(max_batch_size=2, window_s=0.005)
-    for _ in range(100):
-        batcher.beyond.learn(0.020)
-    batcher.run.learn(2, 0.001)
-    batcher.add("a", rows=4, now_s=0.0, deadlines_s=np.array([0.010, 0.015, 0.1, 0.1]))
-    taken = batcher.take(now_s=0.0, device_free_s=FREE)
-    assert taken.slices == [Slice("a", 0, 4)]
-    assert 0.010 < taken.in_time_s < 0.1
-
-
 def test_a_row_that_may_be_late_is_tried_when_there_is_room() -> None:
     """Nobody is helped by leaving a place empty: only a row that cannot be in time is left out."""
     batcher = MicroBatcher(max_batch_size=4, window_s=0.005)
@@ -248,14 +236,27 @@ def test_a_row_that_may_be_late_is_tried_when_there_is_room() -> None:
     assert 0.0005 < taken.in_time_s < 0.010
 
 
-def test_no_more_rows_are_left_out_than_others_take_the_place_of() -> None:
-    """Three rows for two places: one is left out, the one with the least time."""
+def test_of_a_queue_that_is_too_long_the_front_goes() -> None:
+    """Ten ms for two rows, 35 ms for all: two batches can be in time, so the oldest rows beyond those are left out."""
+    batcher = MicroBatcher(max_batch_size=2, window_s=0.005)
+    batcher.run.learn(1, 0.010)
+    batcher.run.learn(2, 0.010)
+    deadlines = np.array([0.031, 0.032, 0.033, 0.034, 0.035, 0.036, 0.037, 0.038, 0.039, 0.0395])
+    batcher.add("a", rows=10, now_s=0.0, deadlines_s=deadlines)
+    taken = batcher.take(now_s=0.0, device_free_s=FREE)
+    late = int(np.count_nonzero(deadlines <= taken.in_time_s))
+    assert 2 <= late <= 4
+    assert taken.slices == [Slice("a", 0, late + 2)]
+
+
+def test_nothing_is_left_out_of_a_queue_that_can_be_served() -> None:
+    """More rows than fit one batch are no overload: the next batches come in time."""
     batcher = MicroBatcher(max_batch_size=2, window_s=0.005)
     for _ in range(100):
         batcher.beyond.learn(0.020)
-    batcher.run.learn(2, 0.001)
-    batcher.add("a", rows=3, now_s=0.0, deadlines_s=np.array([0.012, 0.010, 0.014]))
+    batcher.run.learn(1, 0.010)
+    batcher.run.learn(2, 0.010)
+    batcher.add("a", rows=8, now_s=0.0, deadlines_s=np.linspace(0.08, 0.1, 8))
     taken = batcher.take(now_s=0.0, device_free_s=FREE)
-    assert taken.slices == [Slice("a", 0, 3)]
-    assert taken.in_time_s < 0.012
-    assert taken.in_time_s == pytest.approx(0.010)
+    assert taken.slices == [Slice("a", 0, 2)]
+    assert taken.in_time_s == taken.planned_s
