@@ -51,6 +51,8 @@ COMMANDS: dict[str, RunBy | InCi | Explained] = {
     "make test": InCi(),
     "make demo": RunBy("tests/integration/test_flights.py::test_every_flight_is_answered_once_and_nothing_is_lost"),
     "make bench": Explained("takes minutes and wants an idle machine"),
+    "make chaos": Explained("takes hours; tests/chaos runs its short form"),
+    "make simulate": Explained("minutes of the seeds that tests/simulation/test_delivery.py runs thousands of"),
     "make lock": Explained("asks the registry for newer versions; tests check what it wrote"),
     "make docs": Explained("the tests here compare its pages with the code"),
     "make clean": Explained("removes the environment that the tests run in"),
