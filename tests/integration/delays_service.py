@@ -160,6 +160,8 @@ class Deployment:
             "SLUICE_KAFKA__PARTITIONS": str(PARTITIONS),
             "SLUICE_KAFKA__SESSION_TIMEOUT_S": "2",
             "SLUICE_KAFKA__HEARTBEAT_S": "0.5",
+            "SLUICE_DELIVERY__REMEMBERED_ANSWERS": "0",  # the tests send a request again to see it scored again,
+            "SLUICE_DELIVERY__POISON_SHARE": "1",  # and almost nothing but poison
             **self.environment,
         }
 

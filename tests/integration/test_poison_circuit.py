@@ -27,6 +27,7 @@ def test_most_records_poison_stops_consuming_until_a_probe_is_good(
     environment = {
         "SLUICE_KAFKA__MAX_POLL_RECORDS": "64",
         "SLUICE_BATCHING__MAX_BATCH_SIZE": "64",
+        "SLUICE_DELIVERY__POISON_SHARE": "0.5",
         "SLUICE_DELIVERY__POISON_OPEN_S": "5",
         "SLUICE_DELIVERY__POISON_PROBE_RECORDS": "100",
         "SLUICE_DELIVERY__STALL_AFTER_S": "2",

@@ -31,7 +31,7 @@ def deployment(
         name = f"again-{request.param[:2]}"
         found = Deployment(
             name, tmp_path_factory.mktemp(name), kafka, bootstrap_servers, redis_url,
-            environment={"SLUICE_DELIVERY__MODE": request.param},
+            environment={"SLUICE_DELIVERY__MODE": request.param, "SLUICE_DELIVERY__REMEMBERED_ANSWERS": "10000"},
         )  # fmt: skip
         kafka.fresh_topics(found.settings)
         yield found

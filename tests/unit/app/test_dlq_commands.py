@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from app import cli, dlq_commands
 from app.dead_letters import DeadLetterError
+from app.errors import TopicError
 
 if TYPE_CHECKING:
     from typer.testing import Result
@@ -53,7 +54,7 @@ def test_no_broker(arguments: tuple[str, ...]) -> None:
         probe.bind(("127.0.0.1", 0))
         servers = f"127.0.0.1:{probe.getsockname()[1]}"
         refused = dlq(*arguments, servers=servers)
-    assert isinstance(refused.exception, DeadLetterError), refused.output
+    assert isinstance(refused.exception, TopicError), refused.output
     assert f"Kafka at {servers} does not answer" in str(refused.exception)
     assert "sluice up" in str(refused.exception)
 
