@@ -123,7 +123,7 @@ class AnswerWriter:
             headers = _answer_headers(part)
             for row in batch.duplicates:
                 if start <= row < end:
-                    headers[row - start].append(("x-duplicate", b"1"))
+                    headers[row - start].insert(-1, ("x-duplicate", b"1"))  # x-src stays the last
             low, high = np.searchsorted(live, (start, end)).tolist()
             mine = (live[low:high] - start).tolist()
             whole = high - low == end - start

@@ -45,6 +45,8 @@ NEARLY_BEST = 0.9
 """Sizes that answer this share of what the best one answers in time are as good."""
 PATIENCE = 0.25
 """Of those the largest is taken that lets the rows behind it wait no longer than this share of the time they have."""
+FAR_S = 3600.0
+"""A deadline so far away is none."""
 MIN_RUN_S = 1e-6
 """Stands for a run time that is not known yet."""
 MEAN_SMOOTHING, DEVIATION_SMOOTHING, DEVIATIONS = 1 / 8, 1 / 4, 4
@@ -373,7 +375,7 @@ class MicroBatcher:
                 self.run.doubt()
             return self.max_batch_size
         good = [rows for rows, rate in zip(sizes, rates, strict=True) if rate >= NEARLY_BEST * best]
-        patience_s = (float(np.median(deadlines_s)) - now_s) * PATIENCE
+        patience_s = float(np.median(np.clip(deadlines_s - now_s, 0.0, FAR_S))) * PATIENCE
         patient = [rows for rows in good if self.run.of(rows) <= patience_s]
         return max(patient or good[:1])
 
@@ -394,10 +396,10 @@ class MicroBatcher:
             return planned_s
         left_s = possible[limit:] - planned_s - self.beyond.likely_s
         places = limit * (left_s / self._step_s(limit) + 1)  # that are served until then
-        surplus = int(np.ceil((behind - places).max()))
-        if surplus <= 0:
+        surplus = float((behind - places).max())
+        if surplus <= 0:  # minus infinity when none of them has a deadline
             return planned_s
-        first_kept_s = possible[min(surplus, len(possible) - 1)]
+        first_kept_s = possible[min(math.ceil(surplus), len(possible) - 1)]
         return max(planned_s, float(np.nextafter(first_kept_s, -math.inf)))  # rows of one deadline stay together
 
     def _step_s(self, rows: int) -> float:

@@ -116,7 +116,11 @@ async def run(bench: Bench) -> dict[str, Any]:
     """Send, let the worker answer, read everything again."""
     count = QUICK_COUNT if bench.is_quick else COUNT
     bundle = hostile_bundle(bench.repository)
-    environment = {"SLUICE_SCHEMAS__FOLDER": str(_schema_folder(bench)), "SLUICE_DELIVERY__POISON_SHARE": "1"}
+    environment = {
+        "SLUICE_SCHEMAS__FOLDER": str(_schema_folder(bench)),
+        "SLUICE_DELIVERY__POISON_SHARE": "1",
+        "SLUICE_DELIVERY__REMEMBERED_ANSWERS": "0",
+    }
     await fresh_topics(bench)
     sent = await _send(bench, bundle, count)
     total = sum(len(partition.digests) for partition in sent)

@@ -260,3 +260,27 @@ def test_nothing_is_left_out_of_a_queue_that_can_be_served() -> None:
     taken = batcher.take(now_s=0.0, device_free_s=FREE)
     assert taken.slices == [Slice("a", 0, 2)]
     assert taken.in_time_s == taken.planned_s
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.one_of(st.just(math.inf), st.just(-math.inf), st.floats(-1e12, 1e12)), min_size=1, max_size=40),
+    st.floats(0, 10),
+    st.floats(0, 10),
+    st.integers(1, 8),
+)
+def test_any_deadlines_can_be_taken(deadlines: list[float], run_s: float, beyond_s: float, max_batch_size: int) -> None:
+    """None, long past or far away, mixed: every row comes out once, and the device never gets too many."""
+    batcher = MicroBatcher(max_batch_size=max_batch_size, window_s=0.005)
+    batcher.run.learn(1, run_s)
+    batcher.beyond.learn(beyond_s)
+    given_s = np.array(deadlines)
+    batcher.add("a", rows=len(deadlines), now_s=0.0, deadlines_s=given_s)
+    at = 0
+    while batcher.waiting_rows:
+        taken = batcher.take(now_s=0.0, device_free_s=FREE)
+        rows = sum(map(len, taken.slices))
+        assert rows > 0
+        assert np.count_nonzero(given_s[at : at + rows] > taken.in_time_s) <= max_batch_size
+        at += rows
+    assert at == len(deadlines)
