@@ -351,7 +351,7 @@ class ScoringPipeline:
             return
         self.recent.answered(batch.entered, scores, batch.status)
         for row, (original, place) in batch.duplicates.items():
-            scores[row], batch.status[row] = original.answers[place], original.statuses[place]
+            scores[row], batch.status[row] = original.answer(place), original.statuses[place]
 
     async def _acknowledge(self, batch: MicroBatch, timings: Timings, sent: list) -> None:  # type: ignore[type-arg]
         for part, futures in sent:

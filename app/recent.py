@@ -8,7 +8,7 @@ another, since a hit is compared with the id itself.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from schemas.columns import TextColumn
 
-PLACES = 8
+PLACES = 4
 """Of the first table, for each id."""
-SECOND_PLACES = 2
+SECOND_PLACES = 1
 MAX_WORDS = 8
 """An id counts with its first 64 bytes and its length; longer ones that begin alike forget each other."""
 _MIX = np.array(
@@ -71,14 +71,20 @@ class AnsweredBatch:
         ids: n request ids.
         at_s: when they were entered, monotonic seconds.
         statuses: shape (n,); of the answers, before that as far as they are known.
-        answers: n records of ``scores``; empty until they are encoded.
+        answers: n records of ``scores``, one after the other; empty until they are encoded.
+        ends: shape (n,), where each of them ends.
 
     """
 
     ids: TextColumn
     at_s: float
     statuses: NDArray[np.int8]
-    answers: Sequence[bytes] = ()
+    answers: bytes = b""
+    ends: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def answer(self, row: int) -> bytes:
+        """The record of one row."""
+        return self.answers[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])]
 
     def is_repeatable(self, row: int) -> bool:
         """Whether the same request gets this answer again: it has a score, or may still get one."""
@@ -108,7 +114,7 @@ class RecentAnswers:
         [(2, 0)]
         >>> recent.answered(first, [b"A", b"B", b"A"], good)
         >>> _, originals = recent.enter(TextColumn.from_values(["b"]), good[:1], now_s=1.0)
-        >>> originals[0].batch.answers[originals[0].row]
+        >>> originals[0].batch.answer(originals[0].row)
         b'B'
 
     """
@@ -164,8 +170,9 @@ class RecentAnswers:
         return batch, originals
 
     def answered(self, batch: AnsweredBatch, answers: Sequence[bytes], statuses: NDArray[np.int8]) -> None:
-        """The batch's answers, in order."""
-        batch.answers, batch.statuses = answers, statuses
+        """The batch's answers, in order; kept as one piece, for to keep each costs the allocator more than to copy."""
+        batch.answers, batch.statuses = b"".join(answers), statuses
+        batch.ends = np.cumsum(np.fromiter(map(len, answers), np.int64, len(answers)))
 
     def clear(self) -> None:
         """Forget all: the partitions are somebody else's now."""

@@ -23,7 +23,7 @@ def _enter(recent: RecentAnswers, ids: list[str], now_s: float = 0.0, status: St
     answers = [f"{name}@{now_s}".encode() for name in ids]
     recent.answered(batch, answers, np.full(len(ids), status, np.int8))
     for row, original in originals.items():
-        answers[row] = original.batch.answers[original.row]
+        answers[row] = original.batch.answer(original.row)
     return {row: answers[row] for row in originals}
 
 
