@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PLACES = 4
 """Of the first table, for each id."""
 SECOND_PLACES = 1
+FEW_ROWS = 8
 MAX_WORDS = 8
 """An id counts with its first 64 bytes and its length; longer ones that begin alike forget each other."""
 _MIX = np.array(
@@ -35,6 +36,8 @@ _MIX = np.array(
     ],
     dtype=np.uint64,
 )  # fmt: skip
+_FACTORS: list[int] = _MIX.tolist()
+_WORD = 2**64 - 1
 _ROW_BITS = np.int64(20)
 
 
@@ -55,6 +58,19 @@ class _Table:
         slots = self.slots(hashes)
         places = self.places[slots]
         return np.where((self.hashes[slots] == hashes) & (places >= oldest), places, -1)
+
+    def find_one(self, mixed: int, oldest: int) -> int:
+        """As ``find``, of one hash."""
+        slot = (mixed >> int(self._shift)) & int(self._mask)
+        place = int(self.places[slot])
+        return place if place >= oldest and int(self.hashes[slot]) == mixed else -1
+
+    def put_one(self, mixed: int, place: int) -> tuple[int, int]:
+        """Put one hash; returns hash and place that stood there."""
+        slot = (mixed >> int(self._shift)) & int(self._mask)
+        displaced = int(self.hashes[slot]), int(self.places[slot])
+        self.hashes[slot], self.places[slot] = mixed, place
+        return displaced
 
     def put(self, hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
         """Of two that fall on one slot the first stays."""
@@ -154,6 +170,27 @@ class RecentAnswers:
         number = self._first + len(self._batches)
         self._batches.append(batch)
         self.rows += len(ids)
+        enter = self._enter_few if len(ids) <= FEW_ROWS else self._enter_many
+        return batch, enter(ids, number)
+
+    def _enter_few(self, ids: TextColumn, number: int) -> dict[int, Original]:
+        """As ``_enter_many``, id by id: array operations cost as much for one row as for a thousand."""
+        originals: dict[int, Original] = {}
+        oldest = self._first << int(_ROW_BITS)
+        for row in range(len(ids)):
+            raw = _text(ids, row)
+            mixed = _hash(raw)
+            place = max(self._table.find_one(mixed, oldest), self._second.find_one(mixed, oldest))
+            original = self._original(place, raw) if place >= 0 else None
+            if original is not None:
+                originals[row] = original
+                continue
+            displaced = self._table.put_one(mixed, (number << int(_ROW_BITS)) + row)
+            if displaced[0] != mixed and displaced[1] >= oldest:
+                self._second.put_one(*displaced)
+        return originals
+
+    def _enter_many(self, ids: TextColumn, number: int) -> dict[int, Original]:
         hashes = _hashes(ids)
         rows = np.arange(len(ids), dtype=np.int64)
         places = (np.int64(number) << _ROW_BITS) + rows
@@ -167,7 +204,7 @@ class RecentAnswers:
             originals |= self._originals(
                 ids, new[twice], dict(zip(new[twice].tolist(), first[twice].tolist(), strict=True))
             )
-        return batch, originals
+        return originals
 
     def answered(self, batch: AnsweredBatch, answers: Sequence[bytes], statuses: NDArray[np.int8]) -> None:
         """The batch's answers, in order; kept as one piece, for to keep each costs the allocator more than to copy."""
@@ -201,12 +238,16 @@ class RecentAnswers:
     ) -> dict[int, Original]:
         found: dict[int, Original] = {}
         for row in rows.tolist():
-            place = int(places[row])
-            batch = self._batches[(place >> int(_ROW_BITS)) - self._first]
-            first = place & ((1 << int(_ROW_BITS)) - 1)
-            if batch.is_repeatable(first) and _text(batch.ids, first) == _text(ids, row):
-                found[row] = Original(batch, first)
+            original = self._original(int(places[row]), _text(ids, row))
+            if original is not None:
+                found[row] = original
         return found
+
+    def _original(self, place: int, request_id: bytes) -> Original | None:
+        """What stands at a place, if it is the same request and its answer is one to repeat."""
+        batch = self._batches[(place >> int(_ROW_BITS)) - self._first]
+        row = place & ((1 << int(_ROW_BITS)) - 1)
+        return Original(batch, row) if batch.is_repeatable(row) and _text(batch.ids, row) == request_id else None
 
     def _forget(self, now_s: float, coming: int) -> None:
         while self._batches and (
@@ -227,6 +268,18 @@ def _hashes(ids: TextColumn) -> NDArray[np.uint64]:
     mixed *= _MIX[0]
     mixed ^= mixed >> np.uint64(29)
     return mixed
+
+
+def _hash(raw: bytes) -> int:
+    """As ``_hashes``, of one id."""
+    mixed = len(raw) * _FACTORS[MAX_WORDS]
+    for i in range(0, min(len(raw), 8 * MAX_WORDS), 8):
+        word = int.from_bytes(raw[i : i + 8], "little")
+        mixed += (word ^ (word >> 31)) * _FACTORS[i // 8]
+    mixed &= _WORD
+    mixed ^= mixed >> 32
+    mixed = mixed * _FACTORS[0] & _WORD
+    return mixed ^ (mixed >> 29)
 
 
 def _text(ids: TextColumn, row: int) -> bytes:

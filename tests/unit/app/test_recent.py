@@ -6,15 +6,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import app.recent as recent_module
 from app.recent import Original, RecentAnswers
 from schemas.columns import TextColumn
 from schemas.records import Status
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+@pytest.fixture(params=[0, 8], ids=["by arrays", "one by one"], autouse=True)
+def few_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small micro-batches take either way."""
+    monkeypatch.setattr("app.recent.FEW_ROWS", request.param)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=80), min_size=1, max_size=9))
+def test_both_ways_know_an_id_by_the_same_hash(ids: list[bytes]) -> None:
+    """So that an id entered in a large micro-batch is found in a small one."""
+    column = TextColumn.from_values(ids, binary=True)
+    assert recent_module._hashes(column).tolist() == [recent_module._hash(raw) for raw in ids]
 
 
 def _enter(recent: RecentAnswers, ids: list[str], now_s: float = 0.0, status: Status = Status.OK) -> dict[int, bytes]:
@@ -31,7 +46,7 @@ def _good(count: int) -> NDArray[np.int8]:
     return np.full(count, Status.OK, np.int8)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6), min_size=1, max_size=12))
 def test_every_request_after_the_first_gets_the_first_answer(batches: list[list[str]]) -> None:
     """Within a micro-batch and across them, as long as all are remembered and no two ids share a place."""
@@ -44,7 +59,7 @@ def test_every_request_after_the_first_gets_the_first_answer(batches: list[list[
             assert again.get(row) == (None if is_first else expected), (number, row, name)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(min_size=0, max_size=90), min_size=1, max_size=60))
 def test_no_request_is_taken_for_another(ids: list[str]) -> None:
     """In a table so small that places are shared, with ids of any length, a hit has the same id."""
