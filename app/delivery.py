@@ -36,6 +36,13 @@ class Delivery(Protocol):
         """
 
 
+async def send_boxes(producer: OutputProducer, boxes: Sequence[Outbox]) -> list[asyncio.Future[None]]:
+    """Send what is in the boxes; a future for each that is not empty."""
+    return [
+        await producer.send(box.topic, box.partition, box.keys, box.values, box.headers) for box in boxes if box.values
+    ]
+
+
 class AtLeastOnce:
     """Answered is what the brokers have acknowledged; the committer commits the offsets later.
 
@@ -59,8 +66,4 @@ class AtLeastOnce:
         boxes: Sequence[Outbox],
     ) -> list[asyncio.Future[None]]:
         """See ``Delivery``."""
-        return [
-            await self._producer.send(box.topic, box.partition, box.keys, box.values, box.headers)
-            for box in boxes
-            if box.values
-        ]
+        return await send_boxes(self._producer, boxes)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from app.delivery import send_boxes
 from app.errors import DeliveryError
 from app.producer import OutputProducer
 from app.transactions import Action, Parcel, TransactionLane
@@ -152,19 +153,12 @@ class _LaneRunner:
                 await self._producer.begin_transaction()
             case Action.SEND:
                 for parcel in step.parcels:
-                    self._spawn(self._acknowledge(await self._send(parcel)), "acknowledge")
+                    boxes = cast("Sequence[Outbox]", parcel.content)
+                    self._spawn(self._acknowledge(await send_boxes(self._producer, boxes)), "acknowledge")
             case Action.COMMIT:
                 await self._owner.commit(self._producer, self._source, step.offset)
                 for parcel in self._core.committed():
                     self._futures.pop(parcel.start).set_result(None)
-
-    async def _send(self, parcel: Parcel) -> list[asyncio.Future[None]]:
-        boxes: Sequence[Outbox] = parcel.content  # type: ignore[assignment]
-        return [
-            await self._producer.send(box.topic, box.partition, box.keys, box.values, box.headers)
-            for box in boxes
-            if box.values
-        ]
 
     async def _acknowledge(self, futures: list[asyncio.Future[None]]) -> None:
         for future in futures:

@@ -38,7 +38,7 @@ _MIX = np.array(
 )  # fmt: skip
 _FACTORS: list[int] = _MIX.tolist()
 _WORD = 2**64 - 1
-_ROW_BITS = np.int64(20)
+_ROW_BITS = 20
 
 
 class _Table:
@@ -176,7 +176,7 @@ class RecentAnswers:
     def _enter_few(self, ids: TextColumn, number: int) -> dict[int, Original]:
         """As ``_enter_many``, id by id: array operations cost as much for one row as for a thousand."""
         originals: dict[int, Original] = {}
-        oldest = self._first << int(_ROW_BITS)
+        oldest = self._oldest
         for row in range(len(ids)):
             raw = _text(ids, row)
             mixed = _hash(raw)
@@ -185,7 +185,7 @@ class RecentAnswers:
             if original is not None:
                 originals[row] = original
                 continue
-            displaced = self._table.put_one(mixed, (number << int(_ROW_BITS)) + row)
+            displaced = self._table.put_one(mixed, (number << _ROW_BITS) + row)
             if displaced[0] != mixed and displaced[1] >= oldest:
                 self._second.put_one(*displaced)
         return originals
@@ -193,17 +193,16 @@ class RecentAnswers:
     def _enter_many(self, ids: TextColumn, number: int) -> dict[int, Original]:
         hashes = _hashes(ids)
         rows = np.arange(len(ids), dtype=np.int64)
-        places = (np.int64(number) << _ROW_BITS) + rows
+        places = (number << _ROW_BITS) + rows
         known = self._find(hashes)
-        originals = self._originals(ids, np.flatnonzero(known >= 0), known)
+        seen = np.flatnonzero(known >= 0)
+        originals = self._originals(ids, seen, known[seen])
         new = rows if not originals else np.setdiff1d(rows, np.fromiter(originals, np.int64), assume_unique=True)
         self._put(hashes[new], places[new])
         if len(new) > 1:
             first = self._find(hashes[new])
             twice = (first != places[new]) & (first >= 0)
-            originals |= self._originals(
-                ids, new[twice], dict(zip(new[twice].tolist(), first[twice].tolist(), strict=True))
-            )
+            originals |= self._originals(ids, new[twice], first[twice])
         return originals
 
     def answered(self, batch: AnsweredBatch, answers: Sequence[bytes], statuses: NDArray[np.int8]) -> None:
@@ -217,15 +216,19 @@ class RecentAnswers:
         self._batches.clear()
         self.rows = 0
 
+    @property
+    def _oldest(self) -> int:
+        """The first place that is not forgotten."""
+        return self._first << _ROW_BITS
+
     def _find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-        oldest = self._first << int(_ROW_BITS)
-        places = self._table.find(hashes, oldest)
-        return places if (places >= 0).all() else np.maximum(places, self._second.find(hashes, oldest))
+        places = self._table.find(hashes, self._oldest)
+        return places if (places >= 0).all() else np.maximum(places, self._second.find(hashes, self._oldest))
 
     def _put(self, hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
         slots = self._table.slots(hashes)
         moved, moved_to = self._table.hashes[slots], self._table.places[slots]
-        older = (moved_to >= self._first << int(_ROW_BITS)) & (moved != hashes)
+        older = (moved_to >= self._oldest) & (moved != hashes)
         if older.any():
             self._second.put(moved[older], moved_to[older])
         self._table.put(hashes, places)
@@ -233,20 +236,18 @@ class RecentAnswers:
         if without.any():
             self._second.put(hashes[without], places[without])
 
-    def _originals(
-        self, ids: TextColumn, rows: NDArray[np.int64], places: NDArray[np.int64] | dict[int, int]
-    ) -> dict[int, Original]:
+    def _originals(self, ids: TextColumn, rows: NDArray[np.int64], places: NDArray[np.int64]) -> dict[int, Original]:
         found: dict[int, Original] = {}
-        for row in rows.tolist():
-            original = self._original(int(places[row]), _text(ids, row))
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            original = self._original(place, _text(ids, row))
             if original is not None:
                 found[row] = original
         return found
 
     def _original(self, place: int, request_id: bytes) -> Original | None:
         """What stands at a place, if it is the same request and its answer is one to repeat."""
-        batch = self._batches[(place >> int(_ROW_BITS)) - self._first]
-        row = place & ((1 << int(_ROW_BITS)) - 1)
+        batch = self._batches[(place >> _ROW_BITS) - self._first]
+        row = place & ((1 << _ROW_BITS) - 1)
         return Original(batch, row) if batch.is_repeatable(row) and _text(batch.ids, row) == request_id else None
 
     def _forget(self, now_s: float, coming: int) -> None:

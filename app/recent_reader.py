@@ -12,7 +12,7 @@ import numpy as np
 from app.errors import SluiceError
 from app.topic_reader import open_reader
 from schemas.records import Status
-from schemas.wire import HEADER_BYTES, schema_ids
+from schemas.wire import HEADER_BYTES, parse_source_mark, schema_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,8 +71,10 @@ async def _read_tails(
 def _request_offset(record: Any) -> float:  # noqa: ANN401 - aiokafka's record
     """Offset of the request that a record of ``scores`` answers; infinity when it does not say."""
     marks = [value for name, value in record.headers if name == "x-src"]
-    parts = marks[-1].rsplit(b":", 2) if marks else []
-    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else np.inf
+    try:
+        return parse_source_mark(marks[-1])[2] if marks else np.inf
+    except ValueError:  # a stranger's
+        return np.inf
 
 
 def _enter(records: list[Any], recent: RecentAnswers, book: SchemaBook) -> None:

@@ -25,6 +25,7 @@ from schemas.avro_plan import (
     Value,
     describe,
 )
+from schemas.avro_scalar import FLOAT_FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     Writer = Callable[[Value, bytearray], None]
 
 _INTEGER_BITS = {"int": 32, "long": 64}
-_FLOAT_FORMATS = {"float": struct.Struct("<f"), "double": struct.Struct("<d")}
 
 
 class NotAValue(ValueError):
@@ -175,7 +175,7 @@ def _integer_writer(shape: Primitive) -> Writer:
 
 
 def _float_writer(shape: Primitive) -> Writer:
-    pack = _FLOAT_FORMATS[shape.name].pack
+    pack = FLOAT_FORMATS[shape.name].pack
 
     def write(value: Value, out: bytearray) -> None:
         if value.__class__ is not float and (
