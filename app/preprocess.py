@@ -1,20 +1,26 @@
-"""From feature columns to the network's two inputs, vectorised over the batch; the same code trains and serves."""
+"""From feature columns to the network's inputs by name, vectorised over the batch; the same code trains and serves."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas.columns import Column, NumberColumn, TextColumn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     import pandas as pd
-    from numpy.typing import NDArray
 
     from app.models.spec import Feature, ModelSpec
+
+Inputs: TypeAlias = dict[str, NDArray[Any]]
+"""The network's keyword arguments, all of n rows: always ``numbers`` float32 (n, k) and ``codes`` int64 (n, c), and for
+each text feature ``<feature>_ids`` and ``<feature>_mask``, int64 (n, max_tokens). k or c may be 0."""
 
 MICROS_A_DAY = 86_400_000_000
 MICROS_AN_HOUR = 3_600_000_000
@@ -23,16 +29,52 @@ EPOCH_WEEKDAY = 3
 PERIODS = {"hour_of_day": 24.0, "day_of_week": 7.0, "day_of_year": 365.2425}
 
 
+@dataclass(frozen=True, slots=True)
+class TextShape:
+    """What a text feature becomes.
+
+    Attributes:
+        max_tokens: columns of its ids and of its mask.
+        vocabulary_size: every id is below it.
+
+    """
+
+    max_tokens: int
+    vocabulary_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class InputLayout:
+    """Shapes of the network's inputs.
+
+    Attributes:
+        number_width: columns of ``numbers``.
+        code_sizes: for each column of ``codes`` a bound that its values stay below.
+        texts: text feature to the shape of its ids and mask.
+
+    """
+
+    number_width: int
+    code_sizes: tuple[int, ...]
+    texts: dict[str, TextShape] = field(default_factory=dict)
+
+
 class Preprocessor:
     """The transform that ``model.yaml`` declares.
 
+    Args:
+        spec: names the features.
+        folder: where the tokenizer files lie; a model without text features needs none.
+
     Attributes:
+        layout: shapes of what ``transform`` gives.
         number_width: columns of ``numbers``.
         code_sizes: vocabulary size + 1 of each category, in order.
 
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, folder: Path | None = None) -> None:
+        del folder
         self._features = [f for f in spec.features if f.model_input]
         self._times, scaled, at = [], [], 0
         for feature in self._features:
@@ -47,15 +89,16 @@ class Preprocessor:
         self._vocabularies = [tuple(f.vocabulary or ()) for f in self._categories]
         self._all = spec.features
         self.code_sizes = [len(v) + 1 for v in self._vocabularies]
+        self.layout = InputLayout(self.number_width, tuple(self.code_sizes))
 
-    def transform(self, features: dict[str, Column]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def transform(self, features: dict[str, Column]) -> Inputs:
         """The network's inputs.
 
         Args:
             features: for each model input a column of n rows; nulls are allowed.
 
         Returns:
-            ``numbers`` float32 (n, number_width) and ``codes`` int64 (n, categories), 0 for unknown or missing.
+            ``numbers`` float32 (n, number_width) and ``codes`` int64 (n, len(code_sizes)), 0 for unknown or missing.
 
         """
         count = len(features[self._features[0].name])
@@ -72,7 +115,7 @@ class Preprocessor:
             if isinstance(feature.default, str) and column.valid is not None and feature.default in vocabulary:
                 codes[~column.valid, i] = vocabulary.index(feature.default)
         codes += 1
-        return numbers, codes
+        return {"numbers": numbers, "codes": codes}
 
     def from_frame(self, frame: pd.DataFrame) -> dict[str, Column]:
         """Columns from a frame that has one column a feature (times as int64 micros, categories as str or None)."""

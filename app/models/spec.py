@@ -119,6 +119,14 @@ class ModelSpec(_Part):
     Attributes:
         files: sha256 (hex) of every other file of the bundle; written by ``pack``.
         buckets: padded batch sizes, increasing; the largest is the largest micro-batch.
+        architecture: needed by safetensors; a pt2 program brings its own.
+        weights: safetensors, or pt2: a program of ``torch.export``, which loads only when its digest is trusted.
+        precision: what the network computes in.
+        precision_error: largest difference of a score to fp32's; written by ``pack``.
+        compile: by ``torch.compile``, for each bucket.
+        device: pins the model to it; by default it is the worker's.
+        keep_loaded: never unloaded to make room for another model.
+        max_run_ms: a bucket that runs slower than this when warm fails the load.
 
     """
 
@@ -126,7 +134,7 @@ class ModelSpec(_Part):
     name: Name
     version: Annotated[int, Field(ge=1, le=2**31 - 1)]
     description: str = ""
-    architecture: Architecture
+    architecture: Architecture | None = None
     features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=1024)]
     views: Annotated[
         tuple[FeatureView, ...], Field(max_length=32, description="3**32 degraded states fit an integer")
@@ -134,6 +142,27 @@ class ModelSpec(_Part):
     output: Output = Output()
     buckets: Annotated[tuple[int, ...], Field(min_length=1)] = DEFAULT_BUCKETS
     files: dict[str, str] = {}
+    weights: Literal["safetensors", "pt2"] = "safetensors"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision_error: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    compile: bool = False
+    device: Annotated[str | None, Field(pattern=r"^(cpu|cuda(:[0-9]{1,2})?)$")] = None
+    keep_loaded: bool = False
+    max_run_ms: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+
+    @model_validator(mode="after")
+    def _runs(self) -> ModelSpec:
+        if (self.weights == "safetensors") != (self.architecture is not None):
+            msg = (
+                "architecture: safetensors need the architecture that they fit"
+                if self.architecture is None
+                else "architecture: a pt2 program brings its own; remove it, or say weights: safetensors"
+            )
+            raise ValueError(msg)
+        if self.precision_error is not None and self.precision == "fp32":
+            msg = "precision_error: fp32 is what the error is measured against; remove it, or name bf16 or fp16"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _hangs_together(self) -> ModelSpec:
