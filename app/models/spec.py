@@ -5,6 +5,7 @@ An unknown key is an error, so that a misspelt setting never silently does nothi
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,9 +16,19 @@ from schemas.generate import FeatureField, check_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+ONE_HOT_MAX = 4096
+"""A column for each of more values would cost more than an embedding."""
+HASH_BUCKETS_MAX = 2**24
+"""An embedding of eight numbers then takes half a gigabyte."""
+MAX_TOKENS_MAX = 4096
+OUTPUTS_MAX = 1024
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Up to 2048, because decoding and encoding cost a third of it at 512; slower models name fewer."""
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+FileName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.json$", description="in the bundle's folder")
+]
+TimePart = Literal["minute_of_hour", "hour_of_day", "day_of_week", "day_of_year", "month_of_year"]
 
 
 class _Part(BaseModel):
@@ -31,11 +42,36 @@ class Standardise(_Part):
     scale: Annotated[float, Field(gt=0)]
 
 
+class Bucketise(_Part):
+    """A number becomes the bucket that it falls into; missing ones have a bucket of their own.
+
+    Attributes:
+        edges: k increasing numbers make k + 1 buckets; an edge itself belongs to the bucket above it.
+        encode: k + 2 columns of which one is 1, or an index for an embedding; 0 is missing.
+
+    """
+
+    edges: Annotated[
+        tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1, max_length=ONE_HOT_MAX - 2)
+    ]
+    encode: Literal["one_hot", "embedding"] = "one_hot"
+
+    @model_validator(mode="after")
+    def _increases(self) -> Bucketise:
+        if any(a >= b for a, b in itertools.pairwise(self.edges)):
+            msg = "edges: each must be larger than the one before"
+            raise ValueError(msg)
+        return self
+
+
 class Feature(_Part):
     """One feature of the signature, in the order in which the model takes them.
 
-    ``number`` and ``flag`` features become one column (two with ``missing_indicator``), ``time`` features a sine and
-    a cosine for each part, ``category`` features one embedding index (0: unknown or missing).
+    ``number`` and ``flag`` features become one column (two with ``missing_indicator``) or, with ``bucketise``, the
+    index of a bucket; ``time`` features a sine and a cosine for each part; ``category`` features an index (0: unknown
+    or missing) by ``vocabulary``, or by a hash into ``hash_buckets`` slots (0: missing). An index is the input of an
+    embedding, or with ``one_hot`` as many columns as it has values. ``text`` features become ``max_tokens`` ids and a
+    mask by the bundle's file ``tokenizer``; a missing text is all padding.
 
     A null, or a key that the store does not know, becomes ``default`` (status *missing*); without a default a number
     becomes the mean that ``standardise`` names, else 0. A null in a required request feature makes the request INVALID;
@@ -44,7 +80,7 @@ class Feature(_Part):
 
     name: Name
     source: Literal["request", "store"] = "request"
-    type: Literal["number", "category", "time", "flag"] = "number"
+    type: Literal["number", "category", "text", "time", "flag"] = "number"
     required: bool = False
     model_input: Annotated[bool, Field(description="false: only a key of views or evidence, not for the network")] = (
         True
@@ -55,10 +91,22 @@ class Feature(_Part):
     standardise: Standardise | None = None
     missing_indicator: bool = False
     vocabulary: tuple[str, ...] | None = None
-    parts: tuple[Literal["hour_of_day", "day_of_week", "day_of_year"], ...] | None = None
+    parts: tuple[TimePart, ...] | None = None
     utc_offset_minutes: Annotated[int, Field(ge=-840, le=840, description="local time of `parts`")] = 0
     view: Name | None = None
     column: Name | None = None
+    bucketise: Bucketise | None = None
+    encode: Annotated[Literal["embedding", "one_hot"], Field(description="how the network sees a category")] = (
+        "embedding"
+    )
+    hash_buckets: Annotated[int | None, Field(ge=2, le=HASH_BUCKETS_MAX, description="instead of vocabulary")] = None
+    tokenizer: FileName | None = None
+    max_tokens: Annotated[int | None, Field(ge=1, le=MAX_TOKENS_MAX)] = None
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether its index becomes columns; else it is one for an embedding, if it has an index at all."""
+        return (self.encode if self.bucketise is None else self.bucketise.encode) == "one_hot"
 
     @model_validator(mode="after")
     def _fits_its_type(self) -> Feature:
@@ -68,9 +116,6 @@ class Feature(_Part):
         if self.source == "request" and (self.view is not None or self.column is not None):
             msg = f"feature {self.name}: view and column belong to store features"
             raise ValueError(msg)
-        if (self.type == "category" and self.model_input) != (self.vocabulary is not None):
-            msg = f"feature {self.name}: a category that is a model input, and nothing else, has a vocabulary"
-            raise ValueError(msg)
         if (self.type == "time") != (self.parts is not None):
             msg = f"feature {self.name}: a time, and nothing else, has parts"
             raise ValueError(msg)
@@ -78,6 +123,42 @@ class Feature(_Part):
             msg = f"feature {self.name}: range, log1p and standardise belong to numbers"
             raise ValueError(msg)
         return self
+
+    @model_validator(mode="after")
+    def _indexes(self) -> Feature:
+        ways = (self.vocabulary is not None) + (self.hash_buckets is not None)
+        if ways != (self.type == "category" and self.model_input):
+            msg = "a category that is a model input, and nothing else, has a vocabulary or hash_buckets"
+            raise self._fault(msg)
+        if self.encode == "one_hot" and not ways:
+            msg = "encode belongs to categories that are model inputs; a number's buckets have their own"
+            raise self._fault(msg)
+        if self.encode == "one_hot" and max(len(self.vocabulary or ()), self.hash_buckets or 0) >= ONE_HOT_MAX:
+            msg = f"encode: one_hot has room for {ONE_HOT_MAX - 1} values; use embedding"
+            raise self._fault(msg)
+        if self.bucketise is not None and (
+            self.type != "number" or self.range or self.log1p or self.standardise or not self.model_input
+        ):
+            msg = "bucketise takes a number as it is: it has no other transform, and is a model input"
+            raise self._fault(msg)
+        if self.missing_indicator and (self.bucketise is not None or self.hash_buckets is not None or self.is_one_hot):
+            msg = "missing_indicator: the index says by its own value 0 that nothing was there"
+            raise self._fault(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _reads(self) -> Feature:
+        expected = self.type == "text" and self.model_input
+        if (self.tokenizer is not None) != expected or (self.max_tokens is not None) != expected:
+            msg = "a text that is a model input, and nothing else, has a tokenizer and max_tokens"
+            raise self._fault(msg)
+        if self.type == "text" and (self.default is not None or self.missing_indicator):
+            msg = "a text has no default and no missing_indicator; a missing one is all padding"
+            raise self._fault(msg)
+        return self
+
+    def _fault(self, message: str) -> ValueError:
+        return ValueError(f"feature {self.name}: {message}")
 
 
 class ViewColumn(_Part):
@@ -194,6 +275,10 @@ class ModelSpec(_Part):
     def fields(self) -> list[FeatureField]:
         """The features as the generated schemas see them."""
         return [FeatureField(f.name, f.type, f.source) for f in self.features]
+
+    def tokenizer_files(self) -> list[str]:
+        """Names of the tokenizer files that the bundle must hold, each once."""
+        return sorted({f.tokenizer for f in self.features if f.tokenizer is not None})
 
     def bucket_for(self, rows: int) -> int:
         """The smallest bucket that holds ``rows``.
