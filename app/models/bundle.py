@@ -5,27 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from safetensors import SafetensorError
 
-from app.errors import BundleError, DigestMismatch, UnsafeBundle
+from app.calibration import Calibration
+from app.errors import BundleError, UnsafeBundle
+from app.models.archive import check_archive, refuse_disguised
+from app.models.bundle_files import (
+    CALIBRATION,
+    EXPORTED,
+    MAX_SPEC_BYTES,
+    PARITY,
+    REFERENCE,
+    SPEC,
+    WARMUP,
+    WEIGHTS,
+    check_named,
+    open_plain,
+    refuse_unsafe,
+    verify_file,
+)
 from app.models.spec import ModelSpec, parse_spec
-from app.postprocess import Calibration
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from pathlib import Path
+
     import torch
 
-SPEC, WEIGHTS, CALIBRATION, REFERENCE = "model.yaml", "weights.safetensors", "calibration.json", "reference.parquet"
-MAX_SPEC_BYTES = 4 * 2**20
-PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".pt2"}
+    from app.models.trust import TrustStore
+
 VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,9}")
+MAX_YAML_DEPTH = 32
+"""Brackets within brackets; a specification has six."""
+NETWORKS = {"safetensors": WEIGHTS, "pt2": EXPORTED}
+"""The file of the network, by what ``weights`` says in ``model.yaml``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +50,12 @@ class Bundle:
     Attributes:
         folder: where it lies.
         spec: its ``model.yaml``.
-        calibration: its calibration map.
+        calibration: its calibration map, or a newer one of its own version.
         sha256: hex digest of ``model.yaml``, which names the digests of all other files: it stands for the bundle.
-        preprocess_sha256: hex digest of the declared features and views.
-        calibration_sha256: hex digest of the calibration.
+        preprocess_sha256: hex digest of the declared features and views, and of the tokenizers they name.
+        calibration_sha256: hex digest of the calibration's file.
+        calibration_revision: of a calibration that was added later; None: the bundle's own.
+        is_trusted: whether the trust store named its digest when it was opened.
 
     """
 
@@ -48,110 +65,90 @@ class Bundle:
     sha256: str
     preprocess_sha256: str
     calibration_sha256: str
+    calibration_revision: int | None = None
+    is_trusted: bool = False
 
     @property
-    def reference_path(self) -> Path:
-        """The drift reference."""
-        return self.folder / REFERENCE
+    def reference_path(self) -> Path | None:
+        """The drift reference; None: this version has none, so the monitor judges no drift of it."""
+        return self._path(REFERENCE)
+
+    @property
+    def parity_path(self) -> Path | None:
+        """Rows with what they came to when the bundle was packed; None: it was packed without."""
+        return self._path(PARITY)
+
+    @property
+    def warmup_path(self) -> Path | None:
+        """Raw feature rows to warm up with; None: there are none."""
+        return self._path(WARMUP)
+
+    @property
+    def program_path(self) -> Path:
+        """The exported program.
+
+        Raises:
+            UnsafeBundle: the bundle is not trusted.
+
+        """
+        if not self.is_trusted:
+            raise UnsafeBundle(_untrusted(self.spec))
+        return self.folder / EXPORTED
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the network's file, which is about the memory that its weights take."""
+        return (self.folder / NETWORKS[self.spec.weights]).stat().st_size
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The tensors by name, checked to be finite.
+        """The tensors by name, mapped from the file and checked to be finite.
 
         Raises:
             BundleError: the file is no safetensors file, or a weight is NaN or infinite.
 
         """
-        from safetensors.torch import load_file  # noqa: PLC0415 - brings torch; whoever only reads model.yaml is spared
+        from app.models.weights import mapped_weights  # noqa: PLC0415 - brings torch; readers of model.yaml are spared
 
-        try:
-            tensors: dict[str, torch.Tensor] = load_file(self.folder / WEIGHTS)
-        except (SafetensorError, OSError) as exc:
-            msg = f"{self.folder.name}/{WEIGHTS}: not a safetensors file ({exc}); pack the bundle again"
-            raise BundleError(msg) from exc
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                msg = f"{self.folder.name}/{WEIGHTS}: {name} holds NaN or infinite numbers; train again"
-                raise BundleError(msg)
-        return tensors
+        return mapped_weights(self.folder / WEIGHTS)
+
+    def _path(self, name: str) -> Path | None:
+        return self.folder / name if name in self.spec.files else None
 
 
-def pack_bundle(
-    repository: Path, spec: ModelSpec, module: torch.nn.Module, calibration: Calibration, reference: pd.DataFrame
-) -> Path:
-    """Write a bundle; complete or not at all.
+def open_bundle(folder: Path, *, trust: TrustStore | None = None) -> Bundle:
+    """The bundle in ``folder``, every file checked against its digest.
 
     Args:
-        repository: root folder of all models.
-        spec: without digests; they are filled in.
-        module: the trained network; its state goes into ``weights.safetensors``.
-        calibration: fitted on data the network has not seen.
-        reference: raw features as used, ``raw_score``, ``score`` and ``label``.
-
-    Returns:
-        The folder.
-
-    Raises:
-        BundleError: this version exists already; versions are never overwritten.
-
-    """
-    from safetensors.torch import save_file  # noqa: PLC0415 - see Bundle.weights
-
-    target = repository / spec.name / str(spec.version)
-    if target.exists():
-        msg = f"{spec.name} version {spec.version} exists in {repository}; choose the next version"
-        raise BundleError(msg)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{spec.version}-", dir=target.parent))
-    try:
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-        save_file(state, draft / WEIGHTS)
-        (draft / CALIBRATION).write_text(calibration.to_json())
-        keys_only = [
-            f.name for f in spec.features if not f.model_input
-        ]  # a tail number is new every day: that is no drift
-        reference.drop(columns=keys_only, errors="ignore").to_parquet(draft / REFERENCE, index=False)
-        files = {name: _sha256(draft / name) for name in (WEIGHTS, CALIBRATION, REFERENCE)}
-        document = spec.model_copy(update={"files": files}).model_dump(mode="json", exclude_defaults=True)
-        text = yaml.safe_dump({"format": spec.format, **document}, sort_keys=False, allow_unicode=True)
-        (draft / SPEC).write_text(text)
-        draft.chmod(0o755)
-        draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    return target
-
-
-def open_bundle(folder: Path) -> Bundle:
-    """The bundle in ``folder``, every file checked against its digest.
+        folder: ``.../<name>/<version>``.
+        trust: names the bundles that may run code; None: there is none, so an exported program is refused.
 
     Raises:
         BundleError: the folder is no bundle; the message names the file and the field.
         DigestMismatch: a file is not the one that was packed.
-        UnsafeBundle: it holds a pickle, or a link or name that leads out of it.
+        UnsafeBundle: it holds a pickle, a link or name that leads out of it, or a program that is not trusted.
 
     """
-    _refuse_unsafe(folder)
+    refuse_unsafe(folder)
     spec, digest = _read_spec(folder)
-    for needed in (WEIGHTS, CALIBRATION, REFERENCE):
-        if needed not in spec.files:
-            msg = f"{folder.name}/{SPEC}: files: no digest for {needed}; pack the bundle again"
-            raise BundleError(msg)
+    _check_place(folder, spec)
+    _check_complete(folder, spec)
+    is_trusted = trust is not None and trust.has(digest)
+    if spec.weights == "pt2" and not is_trusted:
+        raise UnsafeBundle(_untrusted(spec))
     for name, expected in spec.files.items():
-        _verify(folder, name, expected)
-    try:
-        calibration = Calibration.from_json((folder / CALIBRATION).read_text())
-    except ValueError as exc:
-        msg = f"{folder.name}/{CALIBRATION}: {exc}"
-        raise BundleError(msg) from exc
-    features = spec.model_dump(mode="json", include={"features", "views"})
+        verify_file(folder, name, expected)
+        if name == EXPORTED:
+            check_archive(folder / name)
+        else:
+            refuse_disguised(folder / name)
     return Bundle(
         folder=folder,
         spec=spec,
-        calibration=calibration,
+        calibration=read_calibration(folder / CALIBRATION, f"{folder.name}/{CALIBRATION}"),
         sha256=digest,
-        preprocess_sha256=hashlib.sha256(json.dumps(features, sort_keys=True).encode()).hexdigest(),
+        preprocess_sha256=preprocess_digest(spec),
         calibration_sha256=spec.files[CALIBRATION],
+        is_trusted=is_trusted,
     )
 
 
@@ -163,6 +160,54 @@ def read_spec(folder: Path) -> ModelSpec:
 
     """
     return _read_spec(folder)[0]
+
+
+def parse_spec_bytes(raw: bytes, *, origin: str) -> ModelSpec:
+    """The specification in the bytes of a ``model.yaml``.
+
+    Args:
+        raw: the file.
+        origin: how messages name it.
+
+    Raises:
+        BundleError: it is no YAML, holds aliases or a key twice, is nested too deep, or does not hold together.
+
+    """
+    try:
+        _check_events(raw)
+        document = yaml.load(raw, Loader=_StrictLoader)  # noqa: S506 - derives from the safe loader
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a date such as 2020-99-99 is a ValueError
+        msg = f"{origin}: not YAML: {exc}"
+        raise BundleError(msg) from exc
+    return parse_spec(document, origin=origin)
+
+
+def read_calibration(path: Path, origin: str) -> Calibration:
+    """The calibration in a file.
+
+    Raises:
+        BundleError: it is none; the message names the file.
+
+    """
+    try:
+        return Calibration.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as exc:
+        msg = f"{origin}: {exc}"
+        raise BundleError(msg) from exc
+
+
+def preprocess_digest(spec: ModelSpec) -> str:
+    """Hex digest of all that decides what the network is given."""
+    declared = spec.model_dump(mode="json", include={"features", "views"}, exclude_defaults=True)
+    tokenizers = {name: spec.files.get(name) for name in sorted(tokenizer_files(spec))}
+    document = {**declared, **({"tokenizers": tokenizers} if tokenizers else {})}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def tokenizer_files(spec: ModelSpec) -> set[str]:
+    """Names of the tokenizer files that text features need."""
+    named = (getattr(feature, "tokenizer", None) for feature in spec.features)
+    return {name for name in named if name is not None}
 
 
 def all_specs(repository: Path) -> list[ModelSpec]:
@@ -197,17 +242,33 @@ def latest_version(repository: Path, name: str) -> int:
     return found[-1]
 
 
-def _refuse_unsafe(folder: Path) -> None:
-    if folder.is_symlink() or not folder.is_dir():
-        msg = f"{folder}: no such bundle folder (links are not followed)"
+def _untrusted(spec: ModelSpec) -> str:
+    return (
+        f"{spec.name} version {spec.version}: an exported program can run code when loaded, and this bundle is not in "
+        f"the trust store; if you know who packed it: sluice model trust {spec.name} {spec.version}"
+    )
+
+
+def _check_place(folder: Path, spec: ModelSpec) -> None:
+    if (folder.parent.name, folder.name) != (spec.name, str(spec.version)):
+        msg = (
+            f"{folder.name}/{SPEC}: says {spec.name} version {spec.version}, but lies in {folder.parent.name}/"
+            f"{folder.name}; copy it to {spec.name}/{spec.version}, or pack a version of its own"
+        )
         raise BundleError(msg)
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            msg = f"{folder.name}/{path.name}: a link; a bundle holds plain files only"
-            raise UnsafeBundle(msg)
-        if path.suffix.lower() in PICKLES:
-            msg = f"{folder.name}/{path.name}: pickles can run code when loaded; save the weights as safetensors"
-            raise UnsafeBundle(msg)
+
+
+def _check_complete(folder: Path, spec: ModelSpec) -> None:
+    network = NETWORKS[spec.weights]
+    for needed in (network, CALIBRATION, *sorted(tokenizer_files(spec))):
+        if needed not in spec.files:
+            msg = f"{folder.name}/{SPEC}: files: no digest for {needed}; pack the bundle again"
+            raise BundleError(msg)
+    for other in {WEIGHTS, EXPORTED} - {network}:
+        if other in spec.files:
+            msg = f"{folder.name}/{SPEC}: weights: says {spec.weights}, but there is {other} too; remove one of them"
+            raise BundleError(msg)
+    check_named(folder, spec.files)
 
 
 def _read_spec(folder: Path) -> tuple[ModelSpec, str]:
@@ -215,28 +276,44 @@ def _read_spec(folder: Path) -> tuple[ModelSpec, str]:
     if not path.is_file() or path.stat().st_size > MAX_SPEC_BYTES:
         msg = f"{folder}: no readable {SPEC} of at most {MAX_SPEC_BYTES} bytes"
         raise BundleError(msg)
-    raw = path.read_bytes()
-    try:
-        document = yaml.safe_load(raw)
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a date such as 2020-99-99 is a ValueError
-        msg = f"{folder.name}/{SPEC}: not YAML: {exc}"
-        raise BundleError(msg) from exc
-    return parse_spec(document, origin=f"{folder.name}/{SPEC}"), hashlib.sha256(raw).hexdigest()
+    with open_plain(path) as file:
+        raw = file.read(MAX_SPEC_BYTES + 1)
+    return parse_spec_bytes(raw, origin=f"{folder.name}/{SPEC}"), hashlib.sha256(raw).hexdigest()
 
 
-def _verify(folder: Path, name: str, expected: str) -> None:
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        msg = f"{folder.name}/{SPEC}: files: {name} lies outside the bundle"
-        raise UnsafeBundle(msg)
-    if not path.is_file():
-        msg = f"{folder.name}/{name}: missing; copy the bundle again"
-        raise BundleError(msg)
-    if _sha256(path) != expected:
-        msg = f"{folder.name}/{name}: its sha256 is not the one in {SPEC}; copy or pack the bundle again"
-        raise DigestMismatch(msg)
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast, where it was built
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class _StrictLoader(_SafeLoader):  # type: ignore[misc] # chosen at run time
+    """The safe loader, for which a key that stands twice is an error: the first would silently do nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+def _check_events(raw: bytes) -> None:
+    """Refuse what makes few bytes into much memory or a deep stack, before anything is built from it."""
+    depth = 0
+    for event in yaml.parse(raw, Loader=_SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            msg = f"an alias (*{event.anchor}), which can make a few lines into gigabytes; write the values out"
+            raise yaml.YAMLError(msg)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_YAML_DEPTH:
+            msg = f"nested more than {MAX_YAML_DEPTH} deep"
+            raise yaml.YAMLError(msg)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - until all callers name app.models.packing
+    if name == "pack_bundle":
+        from app.models.packing import pack_bundle  # noqa: PLC0415 - it imports this module
+
+        return pack_bundle
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

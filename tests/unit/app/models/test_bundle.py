@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change ``model.yaml``."""
     document = yaml.safe_load((folder / SPEC).read_text())
     change(document)
-    (folder / SPEC).write_text(yaml.safe_dump(document))
+    plain = json.loads(json.dumps(document))  # copied: what stands twice would be written as an alias
+    (folder / SPEC).write_text(yaml.safe_dump(plain))
 
 
 def _replace(folder: Path, name: str, content: bytes) -> None:
