@@ -10,7 +10,10 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from agents.topics import LABELLED, MONITOR_EVENTS, OUTCOMES, OUTCOMES_DLQ, PREDICTIONS
 from agents.window_closing import WindowBook
@@ -25,6 +28,7 @@ from monitors.rebuild import read_ranges
 from monitors.report_worker import ReportJob, ReportWorker, sample_frame
 from monitors.store import PartitionStore, StoreInUse, WindowKey
 from schemas.registry import load_schema
+from schemas.wire import schema_ids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 THREAD_ROWS = 256
-"""Larger batches are worked on in a thread, so that the event loop answers its heartbeats."""
+"""Larger batches are worked on and written in a thread, so that the event loop answers its heartbeats."""
 OPEN_ATTEMPTS, OPEN_PAUSE_S = 100, 0.1
 """After a rebalance the worker that had the partition may need a moment to close its store."""
 LEARN_EVERY_S = 5.0
@@ -64,7 +68,7 @@ class OutcomeMonitor:
         reference_of: path of the reference frame of a model version, or None.
         now_s: wall clock, for idleness and the time stamp of events; never for what is counted.
         learn_schemas: makes the book look for models that were added since, when a prediction's schema is unknown;
-            called at most every 5 s, in whatever thread the step runs.
+            called at most every 5 s, in a thread.
 
     """
 
@@ -80,6 +84,7 @@ class OutcomeMonitor:
     ) -> None:
         monitor = settings.monitor
         self._settings = settings
+        self._book = book
         self._producer = producer
         self._reference_of = reference_of
         self._now_s = now_s
@@ -206,21 +211,33 @@ class OutcomeMonitor:
             self._seen_s[batch.topic, batch.partition] = self._now_s()
             self._redelivered_count += _below(batch, monitor)
             try:
+                await self._look_up_schemas(batch)
                 await self._step(monitor, batch, silent=silent)
             except BaseException as exc:
                 self._failed = exc
                 raise
 
+    async def _look_up_schemas(self, batch: RecordBatch) -> None:
+        """Ask for the schemas of a batch that are new here, beside the event loop: the registry may take seconds."""
+        ids = np.unique(schema_ids(batch.values)).tolist()
+        await self._book.fetch(ids)
+        if batch.topic == PREDICTIONS:
+            for schema_id in self._plans.missing(ids):
+                await asyncio.to_thread(self._plans.plan, schema_id)
+
     async def _step(self, monitor: PartitionMonitor, batch: RecordBatch, *, silent: bool) -> None:
-        take = monitor.take_predictions if batch.topic == PREDICTIONS else monitor.take_outcomes
-        if len(batch) < THREAD_ROWS:
-            taken = take(batch, silent=silent)
-            await self._send(monitor.partition, taken)
-            monitor.commit(taken)
-            return
-        taken = await asyncio.to_thread(take, batch, silent=silent)
+        is_large = len(batch) >= THREAD_ROWS
+        if batch.topic == PREDICTIONS:
+            take = partial(monitor.take_predictions, batch, silent=silent)
+            taken = await asyncio.to_thread(take) if is_large else take()
+        else:
+            # An outcome may meet a stored prediction of a model that is gone, whose schema only the registry knows.
+            taken = await asyncio.to_thread(monitor.take_outcomes, batch, silent=silent)
         await self._send(monitor.partition, taken)
-        await asyncio.to_thread(monitor.commit, taken)
+        if is_large:
+            await asyncio.to_thread(monitor.commit, taken)
+        else:
+            monitor.commit(taken)
 
     async def _send(self, partition: int, taken: Taken) -> None:
         sent = [

@@ -114,6 +114,7 @@ def replay(  # noqa: PLR0913 - one option a filter
     """Send dead letters again: original key, bytes and headers, the same partition, header x-attempt one higher.
 
     What was sent is written into a journal and not sent twice; a replay that was interrupted goes on where it was.
+    Those of class UnreadableRecord are left out: their value is what was left of a damaged record.
     """
     settings = load_settings()
     wanted = frozenset(parse_place(place) for place in places or ())
@@ -182,16 +183,25 @@ def _plan_lines(plan: ReplayPlan, order: ReplayOrder, journal: Path) -> list[str
     if plan.replayed_count:
         lines.append(f"Replayed before, left out: {plan.replayed_count:,} (journal {journal}; --again sends them too).")
     if plan.homeless_count:
-        some = ", ".join(plan.homeless) + (", ..." if plan.homeless_count > len(plan.homeless) else "")
+        some = _some(plan.homeless, plan.homeless_count)
         lines.append(f"Without a header that says where from, left out: {plan.homeless_count:,} ({some}).")
+    if plan.unreadable_count:
+        some = _some(plan.unreadable, plan.unreadable_count)
+        lines.append(
+            f"Damaged as they came, so their own bytes are not there, left out: {plan.unreadable_count:,} ({some}); "
+            "let the producer send them again."
+        )
     if plan.overdue_count:
         lines.append(
             f"Past their deadline: {plan.overdue_count:,} (a worker would answer EXPIRED; --without-deadline drops it)."
         )
-    left_out = plan.replayed_count + plan.homeless_count
-    if not plan.total and not left_out and plan.stages and order.selection != Selection():
+    if not plan.total and not plan.left_out_count and plan.stages and order.selection != Selection():
         lines += ["These are there, and do not fit:", *summary_lines(plan.stages)]
     return lines
+
+
+def _some(places: list[str], count: int) -> str:
+    return ", ".join(places) + (", ..." if count > len(places) else "")
 
 
 def _selection(

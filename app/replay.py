@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 PARCEL_LETTERS = 500
 PARCEL_BYTES = 2**20
 """Of one parcel, and so what a replay holds in memory; a single larger dead letter is a parcel of its own."""
-HOMELESS_SHOWN = 5
+PLACES_SHOWN = 5
+UNREADABLE_RECORD = "UnreadableRecord"
+"""Of a Kafka record that was damaged as it came: the value of its dead letter is what was left, not the record's own,
+so it would be another record that is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class ReplayPlan:
         overdue_count: letters to send whose deadline has passed.
         homeless: places of letters that no header gives a source; only a few.
         homeless_count: all of them.
+        unreadable: places of letters whose value is not that of the record; only a few.
+        unreadable_count: all of them.
         stages: stages and classes of all that is there, wanted or not.
 
     """
@@ -72,12 +77,19 @@ class ReplayPlan:
     overdue_count: int = 0
     homeless: list[str] = field(default_factory=list)
     homeless_count: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    unreadable_count: int = 0
     stages: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
     def total(self) -> int:
         """Letters to send."""
         return self.counts.total()
+
+    @property
+    def left_out_count(self) -> int:
+        """Letters that are wanted and not sent."""
+        return self.replayed_count + self.homeless_count + self.unreadable_count
 
 
 class Replay:
@@ -174,10 +186,12 @@ class Replay:
             plan.stages[letter.stage, letter.error_class] += 1
             if not order.selection.takes(letter):
                 continue
-            if letter.source is None:
+            if letter.error_class == UNREADABLE_RECORD:
+                plan.unreadable_count += 1
+                plan.unreadable += [letter.place] * (len(plan.unreadable) < PLACES_SHOWN)
+            elif letter.source is None:
                 plan.homeless_count += 1
-                if len(plan.homeless) < HOMELESS_SHOWN:
-                    plan.homeless.append(letter.place)
+                plan.homeless += [letter.place] * (len(plan.homeless) < PLACES_SHOWN)
             elif self._journal.has(letter) and not order.again:
                 plan.replayed_count += 1
             else:

@@ -11,7 +11,7 @@ from schemas.generate import AVRO_TYPES, FeatureField, labelled_schema, predicti
 from schemas.wire import frame_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from schemas.generate import FeatureType
     from schemas.registry import SchemaBook
@@ -53,12 +53,19 @@ class PredictionPlans:
         self._labelled_topic = labelled_topic
         self._plans: dict[int, PredictionPlan | None] = {}
 
-    def plan(self, schema_id: int) -> PredictionPlan | None:
-        """The plan for the records of an id; None when nobody knows it, or it is no prediction of a model."""
+    def plan(self, schema_id: int, *, may_ask: bool = True) -> PredictionPlan | None:
+        """The plan for the records of an id; None when nobody knows it, or it is no prediction of a model.
+
+        Args:
+            schema_id: any number.
+            may_ask: ask the registry and ``learn`` for an id that is new here, which may take seconds; on an event loop
+                make its plan in a thread first, then pass False.
+
+        """
         if schema_id in self._plans:
             return self._plans[schema_id]
-        schema = self._book.schema(schema_id)
-        if schema is None and schema_id >= 0:
+        schema = self._book.schema(schema_id, may_ask=may_ask)
+        if schema is None and may_ask and schema_id >= 0:
             self._learn()
             schema = self._book.schema(schema_id)
         if schema is None:
@@ -69,6 +76,10 @@ class PredictionPlans:
             plan = None
         self._plans[schema_id] = plan
         return plan
+
+    def missing(self, schema_ids: Iterable[int]) -> list[int]:
+        """The ids that have no plan yet; ``plan`` may make one."""
+        return [schema_id for schema_id in schema_ids if schema_id >= 0 and schema_id not in self._plans]
 
     def _make(self, schema: dict[str, Any]) -> PredictionPlan | None:
         match = NAMESPACE.fullmatch(str(schema.get("namespace")))

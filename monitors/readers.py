@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from schemas.columnar import Decoder, SchemaNotSupported
 from schemas.wire import schema_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 
 LATEST_US = 7_258_118_400_000_000
 """2200-01-01; a time after it, or before 1970, is a fault of the producer and would overflow sums of times."""
+
+
+@runtime_checkable
+class Damaged(Protocol):
+    """A record batch of which some records could not be read.
+
+    Attributes:
+        unreadable: place of the record to why; its value is what bytes there are.
+
+    """
+
+    unreadable: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +115,7 @@ class OutcomeReader:
     """Reads outcomes of any compatible schema.
 
     Args:
-        book: knows the schemas of the writers.
+        book: knows the schemas of the writers; nobody is asked for one that it does not have.
         reader_schema: ``outcome.avsc``.
         lateness_us: how far an outcome time may lie after its record's timestamp before it is not believed.
 
@@ -118,11 +130,12 @@ class OutcomeReader:
     def read(self, batch: RecordBatch, from_offset: int) -> OutcomeRows:
         """The outcomes at ``from_offset`` and later."""
         outcomes: dict[int, tuple[bytes, Outcome]] = {}
-        faults: list[Fault] = []
-        for schema_id, rows in _by_schema(batch, from_offset):
+        unreadable = _unreadable(batch, from_offset)
+        faults = [Fault(row, "decode", "UnreadableRecord", reason) for row, reason in unreadable.items()]
+        for schema_id, rows in _by_schema(batch, from_offset, unreadable):
             decoder = self._decoder(schema_id)
             if decoder is None:
-                faults += [_unreadable(batch, row, schema_id) for row in rows]
+                faults += [_undecodable(batch, row, schema_id) for row in rows]
             else:
                 self._read_group(batch, rows, decoder, outcomes, faults)
         order = sorted(outcomes)
@@ -160,7 +173,7 @@ class OutcomeReader:
 
     def _decoder(self, schema_id: int) -> Decoder | None:
         if schema_id not in self._decoders:
-            schema = self._book.schema(schema_id)
+            schema = self._book.schema(schema_id, may_ask=False)
             if schema is None:
                 return None
             try:
@@ -171,18 +184,19 @@ class OutcomeReader:
 
 
 def read_predictions(batch: RecordBatch, from_offset: int, plans: PredictionPlans) -> PredictionRows:
-    """The predictions at ``from_offset`` and later.
+    """The predictions at ``from_offset`` and later; nobody is asked for a schema that is not known.
 
     Rows with an unknown schema, a score that is no number in [0, 1], or times outside 1970..2199 are only counted:
     the scoring worker wrote them, so there is nobody to hand them back to.
     """
-    n, bad = len(batch), 0
+    unreadable = _unreadable(batch, from_offset)
+    n, bad = len(batch), len(unreadable)
     request_ids: list[bytes] = [b""] * n
     event_us, served_us = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     is_good = np.zeros(n, dtype=np.bool_)
     groups: list[tuple[PredictionPlan, NDArray[np.int64], RecordColumn]] = []
-    for schema_id, rows in _by_schema(batch, from_offset):
-        plan = plans.plan(schema_id)
+    for schema_id, rows in _by_schema(batch, from_offset, unreadable):
+        plan = plans.plan(schema_id, may_ask=False)
         if plan is None:
             bad += len(rows)
             continue
@@ -221,14 +235,23 @@ def _good_rows(
     return rows[good], decoded.columns.take(np.flatnonzero(good))
 
 
-def _by_schema(batch: RecordBatch, from_offset: int) -> Iterator[tuple[int, list[int]]]:
+def _unreadable(batch: RecordBatch, from_offset: int) -> dict[int, str]:
+    """Rows from an offset on that could not be read, and why; what is left of one may look like a sound value."""
+    if not isinstance(batch, Damaged):
+        return {}
+    return {row: reason for row, reason in batch.unreadable.items() if batch.offsets[row] >= from_offset}
+
+
+def _by_schema(batch: RecordBatch, from_offset: int, without: Mapping[int, str]) -> Iterator[tuple[int, list[int]]]:
     first = int(np.searchsorted(batch.offsets, from_offset))
     ids = schema_ids(batch.values[first:])
-    for schema_id in np.unique(ids).tolist():
-        yield schema_id, (np.flatnonzero(ids == schema_id) + first).tolist()
+    is_wanted = np.ones(len(ids), dtype=np.bool_)
+    is_wanted[[row - first for row in without]] = False
+    for schema_id in np.unique(ids[is_wanted]).tolist():
+        yield schema_id, (np.flatnonzero((ids == schema_id) & is_wanted) + first).tolist()
 
 
-def _unreadable(batch: RecordBatch, row: int, schema_id: int) -> Fault:
+def _undecodable(batch: RecordBatch, row: int, schema_id: int) -> Fault:
     if batch.values[row] is None:
         return Fault(row, "decode", "Tombstone", "a record without a value is no outcome")
     if schema_id < 0:

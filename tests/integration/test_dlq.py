@@ -20,6 +20,7 @@ from app.dead_letters import DeadLetterError
 from app.errors import TopicError
 from app.replay_journal import Parcel, ReplayJournal
 from app.topic_reader import find_cluster
+from bench.kafka_batches import ReadyBatch, batch, record
 from schemas.deadletter import PREFIX
 from tests.integration.delays_service import PARTITIONS, Deployment
 from tests.integration.kafka_client import KafkaClient, Message, header
@@ -135,6 +136,25 @@ def test_poison_is_listed_shown_and_sent_again(operator: Operator, tmp_path: Pat
     assert [r.value for r in kafka.read(topics.REQUESTS_DLQ)] == [cut, refused, cut, refused]
     again = kafka.read(topics.REQUESTS_DLQ, {1: 2})
     assert [header(r, "x-attempt") for r in again] == [b"1", b"1"]
+
+
+def test_what_is_left_of_a_damaged_record_is_not_sent(operator: Operator) -> None:
+    """A record too large for any topic, sent as 5 kB, dies with its beginning; a replay says so and leaves it out."""
+    raw = batch([record(b"no request", key=KEY), record(bytes(5 * 2**20), key=KEY, place=1)], codec=4)
+
+    async def send() -> None:
+        async with AIOKafkaProducer(bootstrap_servers=operator.deployment.bootstrap_servers) as producer:
+            await (await producer.send_batch(ReadyBatch(raw, 2), topics.REQUESTS, partition=0))
+
+    with operator.deployment.worker() as worker:
+        worker.start().wait_ready()
+        asyncio.run(send())
+        until(lambda: operator.kafka.count(topics.REQUESTS_DLQ) == 2, "two dead letters")
+    assert [letter["error_class"] for letter in operator.listed()] == ["NotFramed", "UnreadableRecord"]
+    assert "their own bytes are not there, left out: 1 (0:1)" in operator.dlq("replay")
+    assert "No dead letter to send." in operator.dlq("replay", "0:1", "--yes")
+    assert "Sent and confirmed: 1 dead letter, " in operator.dlq("replay", "--yes")
+    assert [r.value for r in operator.kafka.read(topics.REQUESTS, {0: 2})] == [b"no request"]
 
 
 def test_a_replay_of_a_replay_is_the_second_attempt(operator: Operator) -> None:
