@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.calibration import Calibration as Calibration  # noqa: PLC0414, TC001 - until all callers name app.calibration
+from app.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +19,17 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
+FITTING = {
+    "sigmoid": ("identity", "platt", "isotonic", "temperature"),
+    "softmax": ("identity", "temperature"),
+    "identity": ("identity",),
+}
+"""Kinds of calibration by kind of output: platt and isotonic map one probability, and the rest would no longer sum to
+1; a regression has no probabilities."""
 
-def sigmoid(logits: NDArray[np.float32]) -> Floats:
-    """Probabilities, float64 (n,), without overflow for any finite logit.
+
+def sigmoid(logits: NDArray[Any]) -> Floats:
+    """Probabilities, float64, shaped like the logits, without overflow for any finite logit.
 
     Example:
         >>> sigmoid(np.array([0.0, -1000.0], dtype=np.float32)).tolist()
@@ -32,6 +41,27 @@ def sigmoid(logits: NDArray[np.float32]) -> Floats:
     return np.where(wide >= 0, 1.0 / (1.0 + small), small / (1.0 + small))
 
 
+def softmax(logits: NDArray[Any]) -> Floats:
+    """Probabilities that sum to 1 in each row, float64 (n, m), without overflow for any finite logit.
+
+    Example:
+        >>> softmax(np.array([[0.0, 0.0], [3e38, -3e38]], dtype=np.float32)).tolist()
+        [[0.5, 0.5], [1.0, 0.0]]
+
+    """
+    wide = logits.astype(np.float64)
+    weights = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def unchanged(logits: NDArray[Any]) -> Floats:
+    """The network's numbers themselves, float64."""
+    return logits.astype(np.float64)
+
+
+ACTIVATIONS = {"sigmoid": sigmoid, "softmax": softmax, "identity": unchanged}
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What the logits of n rows came to.
@@ -40,9 +70,10 @@ class Scored:
         raw: shape (n,), float64, the score before calibration.
         score: shape (n,), float64, the score.
         outputs: shape (n, m), float64, every output after calibration.
-        decision: shape (n,), index into ``decision_labels``; -1: no decision.
-        decision_labels: the decisions that occur.
-        threshold: shape (n,), float64, what the decision was compared with; NaN: nothing.
+        decision: shape (n,), int64, index into ``decision_labels``; -1: no decision.
+        decision_labels: the decisions that the indices stand for.
+        threshold: shape (n,), float64, what the decision was compared with; NaN: nothing. With several labels it is
+            that of the most probable label (softmax) or of the output that is the score.
 
     """
 
@@ -72,24 +103,89 @@ class Postprocessor:
         output: kind, labels and thresholds.
         calibration: of the probabilities.
 
+    Raises:
+        BundleError: this kind of calibration does not fit the kind of output.
+
     """
 
     def __init__(self, output: Output, calibration: Calibration) -> None:
+        check_calibration(output, calibration)
         self._output = output
         self._calibration = calibration
+        self._activate = ACTIVATIONS[output.kind]
+        self._scored = output.output_names.index(output.score) if output.score is not None else 0
+        self._follows_label = output.kind == "softmax" and output.score is None
+        limits = output.reached_at
+        self._limits = np.array([np.nan if limit is None else limit for limit in limits])
 
     def apply(self, logits: NDArray[Any]) -> Scored:
         """Scores and decisions.
 
         Args:
-            logits: float32 (n,) or (n, m), finite.
+            logits: float32 (n,) or (n, m), finite; n may be 0.
+
+        Raises:
+            BundleError: there are not as many logits in a row as outputs are declared.
+
+        Example:
+            >>> from app.models.spec import Output
+            >>> animal = Postprocessor(Output(kind="softmax", labels=("cat", "dog")), Calibration())
+            >>> scored = animal.apply(np.log(np.array([[3.0, 1.0], [1.0, 4.0]])))
+            >>> [scored.decision_labels[i] for i in scored.decision], scored.score.round(6).tolist()
+            (['cat', 'dog'], [0.75, 0.8])
 
         """
+        table = logits[:, None] if logits.ndim == 1 else logits
+        if table.ndim != 2 or table.shape[1] != len(self._limits):
+            msg = (
+                f"output: the network gives {table.shape[1:]} numbers a row, and {len(self._limits)} outputs are "
+                f"declared ({', '.join(self._output.output_names[:8])})"
+            )
+            raise BundleError(msg)
+        raw = self._activate(table)
+        outputs = self._calibration.calibrate(table, self._activate)
+        chosen = outputs.argmax(axis=1) if self._output.kind == "softmax" else np.zeros(len(table), np.int64)
+        if self._output.decimals is not None:
+            outputs = outputs.round(self._output.decimals)
+        rows = np.arange(len(table))
+        place = chosen if self._follows_label else np.full(len(table), self._scored)
+        score = outputs[rows, place]
+        decided_by = chosen if self._output.kind == "softmax" else place
+        decision, labels = self._decide(outputs, score, decided_by)
+        return Scored(raw[rows, place], score, outputs, decision, labels, self._limits[decided_by])
+
+    def _decide(
+        self, outputs: Floats, score: Floats, chosen: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         output = self._output
-        raw = sigmoid(logits)
-        score = self._calibration.apply(raw)
-        decision = decide(score, output.threshold, output.labels)
-        return Scored(raw, score, score[:, None], decision, output.labels, np.full(len(score), output.threshold))
+        if output.is_multi_label:
+            return joined_labels(outputs >= self._limits, output.output_names, output.otherwise)
+        if output.kind == "softmax":
+            missed = outputs[np.arange(len(outputs)), chosen] < self._limits[chosen]
+            if output.otherwise is None:
+                return np.where(missed, -1, chosen), output.labels
+            return np.where(missed, len(output.labels), chosen), (*output.labels, output.otherwise)
+        if output.threshold is None:
+            return np.full(len(score), -1, np.int64), output.labels
+        return decide(score, output.threshold, output.labels), output.labels
+
+
+def check_calibration(output: Output, calibration: Calibration) -> None:
+    """Whether a calibration may follow an output.
+
+    Raises:
+        BundleError: it may not, and why.
+
+    """
+    fitting = FITTING[output.kind]
+    if calibration.kind not in fitting:
+        why = (
+            "each probability by itself would be mapped, and they would no longer sum to 1"
+            if output.kind == "softmax"
+            else "there are no probabilities"
+        )
+        msg = f"calibration: {calibration.kind} does not fit {output.kind}: {why}; use {' or '.join(fitting)}"
+        raise BundleError(msg)
 
 
 def decide(scores: Floats, threshold: float, labels: Sequence[str]) -> NDArray[np.int64]:
@@ -102,3 +198,31 @@ def decide(scores: Floats, threshold: float, labels: Sequence[str]) -> NDArray[n
     """
     assert len(labels) == 2, "one threshold separates two labels"
     return (scores >= threshold).astype(np.int64)
+
+
+def joined_labels(
+    reached: NDArray[np.bool_], names: Sequence[str], otherwise: str | None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The names that each row reached, joined by commas.
+
+    Args:
+        reached: shape (n, m).
+        names: m names.
+        otherwise: stands for no name at all; None: -1 does.
+
+    Returns:
+        For each row an index, shape (n,), into the texts that occur; and these.
+
+    Example:
+        >>> joined_labels(np.array([[True, True], [False, False], [False, True]]), ("a", "b"), None)
+        (array([ 2, -1,  1]), ('', 'b', 'a,b'))
+
+    """
+    packed = np.packbits(reached, axis=1)
+    found, index = np.unique(packed, axis=0, return_inverse=True)
+    sets = np.unpackbits(found, axis=1, count=len(names)).astype(np.bool_)
+    texts = [",".join(name for name, is_in in zip(names, row, strict=True) if is_in) for row in sets.tolist()]
+    index = index.reshape(-1).astype(np.int64)
+    if otherwise is None:
+        return np.where(reached.any(axis=1), index, -1), tuple(texts)
+    return index, tuple(text or otherwise for text in texts)

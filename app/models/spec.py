@@ -8,7 +8,15 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from app.errors import BundleError
 from schemas.generate import FeatureField, check_name
@@ -179,12 +187,109 @@ class FeatureView(_Part):
 
 
 class Output(_Part):
-    """What comes out of the network and how it becomes a decision."""
+    """What comes out of the network and how it becomes a score and a decision.
+
+    ``sigmoid`` with one output: below ``threshold`` the first label is decided, at or above it the second; ``null``
+    decides nothing. With several ``names`` each output is a label of its own: those at or above their thresholds are
+    decided, joined by commas. ``softmax``: of ``labels`` the most probable is decided if it reaches its threshold, if
+    it has one. ``identity``: a regression; with a ``threshold`` its score decides between two labels.
+
+    Attributes:
+        name: of the only output, when there is one.
+        threshold: for what ``thresholds`` does not name; by default 0.5 for sigmoid, none for the others.
+        names: of several outputs, for sigmoid and identity; the outputs of softmax are named by its labels.
+        thresholds: by label (softmax) or by output (sigmoid with several).
+        otherwise: decided when no label reaches its threshold; by default nothing is.
+        score: the output that is the ``score``; by default the first, for softmax that of the most probable label.
+        decimals: score and outputs are rounded to so many before they decide and are answered; the raw score is not.
+
+    """
 
     name: Name = "score"
-    kind: Literal["sigmoid"] = "sigmoid"
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
-    labels: Annotated[tuple[str, str], Field(description="below the threshold; at or above it")] = ("no", "yes")
+    kind: Literal["sigmoid", "softmax", "identity"] = "sigmoid"
+    threshold: Annotated[float | None, Field(allow_inf_nan=False)] = 0.5
+    labels: Annotated[
+        tuple[str, ...], Field(min_length=2, max_length=OUTPUTS_MAX, description="below the threshold; at or above it")
+    ] = ("no", "yes")
+    names: Annotated[tuple[Name, ...] | None, Field(min_length=2, max_length=OUTPUTS_MAX)] = None
+    thresholds: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = {}
+    otherwise: str | None = None
+    score: str | None = None
+    decimals: Annotated[int | None, Field(ge=0, le=15)] = None
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """One for each number that the network gives a row."""
+        return self.labels if self.kind == "softmax" else self.names or (self.name,)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether each output is a label of its own."""
+        return self.kind == "sigmoid" and self.names is not None
+
+    @property
+    def reached_at(self) -> tuple[float | None, ...]:
+        """The threshold of each output."""
+        return tuple(self.thresholds.get(name, self.threshold) for name in self.output_names)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_threshold_unless_sigmoid(cls, given: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        if isinstance(given, dict) and given.get("kind", "sigmoid") != "sigmoid":
+            return {"threshold": None, **given}
+        return given
+
+    @model_serializer(mode="wrap")
+    def _with_threshold_unless_sigmoid(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The default depends on the kind, which leaving out defaults does not know: 0.5 would be read as none."""
+        document: dict[str, Any] = dump(self)
+        return document if self.kind == "sigmoid" else {**document, "threshold": self.threshold}
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Output:
+        for name, words in (("labels", self.labels), ("names", self.names or ())):
+            if len(set(words)) != len(words):
+                msg = f"{name}: one stands twice"
+                raise ValueError(msg)
+        if self.kind == "softmax" and self.names is not None:
+            msg = "names: the outputs of softmax are named by its labels"
+            raise ValueError(msg)
+        if self.score is not None and self.score not in self.output_names:
+            msg = f"score: there is no output {self.score}; there are {', '.join(self.output_names)}"
+            raise ValueError(msg)
+        if self.kind != "softmax" and len(self.labels) != 2:
+            msg = "labels: one threshold separates two labels"
+            raise ValueError(msg)
+        is_used = self.kind == "softmax" or (self._decides and not self.is_multi_label)
+        if self.labels != ("no", "yes") and not is_used:
+            why = "name the outputs instead" if self.is_multi_label else "give a threshold"
+            msg = f"labels: nothing decides between them; {why}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _thresholds_fit(self) -> Output:
+        given = [*self.thresholds.items(), ("threshold", self.threshold)]
+        outside = [name for name, value in given if value is not None and not 0 <= value <= 1]
+        if self.kind != "identity" and outside:
+            msg = f"threshold: that of a probability must be in 0 .. 1, not {', '.join(outside)}"
+            raise ValueError(msg)
+        by_label = self.kind == "softmax" or self.is_multi_label
+        if self.thresholds and not by_label:
+            msg = "thresholds: there is one only; write it as threshold"
+            raise ValueError(msg)
+        unknown = sorted(set(self.thresholds) - set(self.output_names))
+        if unknown:
+            msg = f"thresholds: {', '.join(unknown)}: no such label; there are {', '.join(self.output_names)}"
+            raise ValueError(msg)
+        if self.otherwise is not None and not (by_label and self._decides):
+            msg = "otherwise: nothing can miss its threshold"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def _decides(self) -> bool:
+        return any(limit is not None for limit in self.reached_at)
 
 
 class Architecture(_Part):
