@@ -146,6 +146,25 @@ class Wish:
     by: str = ""
 
 
+def describe(target: Target, wish: Wish | None) -> str:
+    """A wish in words, the same on the page, in a worker's refusals and on the command line.
+
+    Example:
+        >>> describe(of_version("delays", 3), Wish(0)), describe(of_label("delays", "champion"), Wish(3))
+        ('unload delays 3', 'label champion of delays -> 3')
+        >>> describe(of_calibration("delays", 3), Wish(2)), describe(of_version("delays", 3), None)
+        ('calibrate delays 3 -> 2', 'reset version 3 of delays')
+
+    """
+    if wish is None:
+        return f"reset {target}"
+    if target.kind is Kind.LABEL:
+        return f"{target} -> {wish.value}"
+    if target.kind is Kind.CALIBRATION:
+        return f"calibrate {target.model} {target.item} -> {wish.value}"
+    return f"{'load' if wish.value else 'unload'} {target.model} {target.item}"
+
+
 def encode(target: Target, wish: Wish) -> tuple[bytes, bytes]:
     """Key and value of the record that says it.
 

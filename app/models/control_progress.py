@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from app.models.control import Kind
+from app.models.control import Kind, describe
 from app.models.lifecycle import State
 
 if TYPE_CHECKING:
@@ -55,29 +55,22 @@ def progress_of(models: object, target: Target, wish: Wish | None, offset: int) 
     """
     if not isinstance(models, dict):
         return Progress(Outcome.WAITING, "UNKNOWN", "it publishes no model states; is it of an older release?")
-    unapplied = _unapplied(models, offset)
-    if unapplied is not None:
-        return unapplied
+    applied = models.get("control_offset")
+    if not isinstance(applied, int) or applied <= offset:
+        return Progress(Outcome.WAITING, "UNREAD", f"it is at offset {applied} of the control topic, not past {offset}")
     if wish is None:
         return Progress(Outcome.DONE, "APPLIED", "the policies decide")
     version = wish.value if target.kind is Kind.LABEL else int(target.item)
     entry = find_version(models, target.model, version)
-    if target.kind is Kind.VERSION and not wish.value:
-        return _unloaded(entry)
-    if entry is None:
-        return Progress(Outcome.WAITING, "ABSENT", f"it knows no version {version} of {target.model}")
-    return _ready(entry, target, wish)
+    found = _unloaded(entry) if target.kind is Kind.VERSION and not wish.value else _ready(entry, target, wish)
+    refusal = _refusal(models, target, wish) if found.outcome is Outcome.WAITING else None
+    return found if refusal is None else Progress(Outcome.FAILED, "REFUSED", refusal)
 
 
-def _unapplied(models: dict[str, Any], offset: int) -> Progress | None:
-    """Why a record has no effect yet, or never will; None when it has."""
-    for refused in _dicts(models.get("refused")):
-        if refused.get("offset") == offset:
-            return Progress(Outcome.FAILED, "REFUSED", str(refused.get("reason", "")))
-    applied = models.get("control_offset")
-    if isinstance(applied, int) and applied > offset:
-        return None
-    return Progress(Outcome.WAITING, "UNREAD", f"it is at offset {applied} of the control topic, not past {offset}")
+def _refusal(models: dict[str, Any], target: Target, wish: Wish) -> str | None:
+    """Why the worker will not do it; None when it does not say so."""
+    what = describe(target, wish)
+    return next((str(r.get("reason", "")) for r in _dicts(models.get("refused")) if r.get("what") == what), None)
 
 
 def find_version(models: dict[str, Any], model: str, version: int) -> dict[str, Any] | None:
@@ -96,7 +89,9 @@ def _unloaded(entry: dict[str, Any] | None) -> Progress:
     return Progress(Outcome.DONE if is_gone else Outcome.WAITING, state, _reason(entry))
 
 
-def _ready(entry: dict[str, Any], target: Target, wish: Wish) -> Progress:
+def _ready(entry: dict[str, Any] | None, target: Target, wish: Wish) -> Progress:
+    if entry is None:
+        return Progress(Outcome.WAITING, "ABSENT", "it knows no such version")
     state, reason = str(entry.get("state")), _reason(entry)
     if state == State.FAILED:
         return Progress(Outcome.FAILED, state, reason or "no reason given; see its log")
@@ -104,7 +99,9 @@ def _ready(entry: dict[str, Any], target: Target, wish: Wish) -> Progress:
     if target.kind is Kind.LABEL and not (isinstance(labels, list) and target.item in labels):
         return Progress(Outcome.WAITING, state, reason or f"it does not bear the label {target.item} yet")
     if target.kind is Kind.CALIBRATION and revision != wish.value:
-        return Progress(Outcome.WAITING, state, reason or f"it uses revision {revision}")
+        # With a reason it has been tried: the worker applies a record before it publishes the record's offset.
+        outcome = Outcome.FAILED if reason and state == State.READY else Outcome.WAITING
+        return Progress(outcome, state, reason or f"it uses revision {revision}")
     return Progress(Outcome.DONE if state == State.READY else Outcome.WAITING, state, reason)
 
 

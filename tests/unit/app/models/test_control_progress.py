@@ -57,14 +57,28 @@ def test_each_wish_has_its_own_end(
     assert (found.outcome, found.state) == (outcome, state)
 
 
-def test_a_refusal_is_that_of_its_record() -> None:
-    """The refusal of another record says nothing about this one; that of this one ends it, with the reason."""
-    published = models(labels=[], applied=OFFSET)
-    published["refused"] = [{"what": "label champion -> 3", "reason": "version 3 is WARMING", "offset": OFFSET - 1}]
-    assert progress_of(published, *LABEL, offset=OFFSET).state == "UNREAD"
-    published["refused"][0]["offset"] = OFFSET
+def test_a_refusal_is_that_of_its_wish() -> None:
+    """The refusal of another wish says nothing about this one; that of this one ends it, with the reason."""
+    published = models(labels=[])
+    published["refused"] = [{"what": "label stable of delays -> 3", "reason": "version 3 is WARMING", "offset": 8}]
+    assert progress_of(published, *LABEL, offset=OFFSET).outcome is Outcome.WAITING
+    published["refused"][0]["what"] = "label champion of delays -> 3"
     found = progress_of(published, *LABEL, offset=OFFSET)
-    assert (found.outcome, found.reason) == (Outcome.FAILED, "version 3 is WARMING")
+    assert (found.outcome, found.state, found.reason) == (Outcome.FAILED, "REFUSED", "version 3 is WARMING")
+
+
+def test_a_version_that_is_not_there_is_refused() -> None:
+    """Loading what the repository lacks ends with the worker's words."""
+    published = models(None)
+    published["refused"] = [{"what": "load delays 3", "reason": "there is no such version", "offset": 8}]
+    assert progress_of(published, *LOAD, offset=OFFSET).reason == "there is no such version"
+
+
+def test_a_calibration_that_cannot_be_used_fails() -> None:
+    """The version serves on with the revision before, and the reason says why the new one is not in use."""
+    published = models(calibration_revision=1, reason="calibration 2 is not in use: knots")
+    found = progress_of(published, *CALIBRATE, offset=OFFSET)
+    assert (found.outcome, found.reason) == (Outcome.FAILED, "calibration 2 is not in use: knots")
 
 
 def test_a_wish_taken_back_is_done_once_it_is_read() -> None:
