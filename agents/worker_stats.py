@@ -20,6 +20,7 @@ from aiokafka.errors import KafkaError
 
 from agents.topics import WORKER_STATS
 from app.errors import DeliveryError
+from app.process_figures import process_figures
 from schemas.columnar import Encoder
 from schemas.columns import NumberColumn, RecordColumn, TextColumn, to_python
 from schemas.registry import load_schema
@@ -157,9 +158,9 @@ class WorkerStats:
         }
 
     def _own_stats(self) -> dict[str, Any]:
-        """This worker's figures as plain JSON; what goes wrong in counting them is shown in their place."""
+        """Figures of this worker and its process as plain JSON; what goes wrong in counting is shown in their place."""
         try:
-            return plain(self._stats())
+            return plain({**process_figures(), **self._stats()})
         except Exception as exc:  # noqa: BLE001 - a page must not stop a worker, whatever its figures do
             _log.exception("worker-stats: the figures of this worker cannot be had")
             return {"error": f"{type(exc).__name__}: {exc}"}

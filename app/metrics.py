@@ -15,6 +15,7 @@ import numpy as np
 from app.feature_ages import FeatureAges
 from app.histograms import BATCH_BOUNDS, BIN_COUNT, bin_counts, bin_of, quantiles
 from app.metrics_families import MetricsCollector
+from app.process_figures import process_figures
 from schemas.records import FireReason, Status
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 _OWN_FAMILIES = (
     *("requests", "request_duration", "stage_duration", "stage_budget_seconds", "stage_budget_exceeded"),
     *("inferences", "batch_executions", "batch_padding_rows", "batch_fires", "batch_size", "feature_age"),
+    *process_figures(),
 )
 _SHARES = (0.5, 0.95, 0.99)
 _TOTAL = len(STAGES)
@@ -107,7 +109,7 @@ class Metrics:
         self.durations: dict[str, dict[Labels, tuple[NDArray[np.int64], list[int]]]] = {}
         self.feature_ages: dict[str, FeatureAges] = {}
         """By view; a model has few."""
-        self._kinds: dict[str, str] = dict.fromkeys(_OWN_FAMILIES, "family of the micro-batches")
+        self._kinds: dict[str, str] = dict.fromkeys(_OWN_FAMILIES, "family of every worker")
 
     def observe_batch(  # noqa: PLR0913 - one call a micro-batch, every argument by name
         self,

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from app.feature_ages import AGE_BOUNDS_S
 from app.histograms import BATCH_BOUNDS, LATENCY_BOUNDS_S, cumulative_at_bounds
+from app.process_figures import process_figures
 from schemas.records import FireReason, Status
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 PREFIX = "sluice"
 HELP = {
+    "event_loop_tasks": "Tasks of the event loop; they grow when something is started and never ends.",
+    "open_files": "Files, sockets and pipes that the process has open.",
+    "threads": "Threads of the process, those of native libraries among them.",
     "consumed": "Records of score-requests that went into a micro-batch.",
     "monitored": "Records that the monitor took in, by topic.",
     "drift_score": "Population stability index of an input in the newest window, against the model's reference.",
@@ -66,6 +70,7 @@ class MetricsCollector(Collector):
         yield from _batch_families(self._metrics)
         yield _request_family(self._metrics)
         yield _feature_age_family(self._metrics)
+        yield from _process_families()
         yield from _named_families(self._metrics)
 
 
@@ -139,6 +144,14 @@ def _feature_age_family(metrics: Metrics) -> Metric:
         bounds = [*map(str, AGE_BOUNDS_S), "+Inf"]
         family.add_metric([view], list(zip(bounds, ages.counts.cumsum().tolist(), strict=True)), ages.sum_ms / 1000)
     return family
+
+
+def _process_families() -> Iterator[Metric]:
+    for name, value in process_figures().items():
+        gauge = GaugeMetricFamily(f"{PREFIX}_{name}", HELP[name], labels=())
+        if value is not None:
+            gauge.add_metric([], value)
+        yield gauge
 
 
 def _named_families(metrics: Metrics) -> Iterator[Metric]:

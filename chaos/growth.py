@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 WARM_S = 300.0
 """Allocators and caches fill up first; growth counts from this age of a process on."""
-LIMITS = {"rss_mb": 48.0, "fds": 16.0, "threads": 4.0}
+LIMITS = {"rss_mb": 48.0, "fds": 16.0, "threads": 4.0, "tasks": 64.0}
+"""Tasks come and go with partitions and micro-batches; where they leak, one a batch or request, they are thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Sample:
     Attributes:
         life: names the process, not only the worker: ``worker-0#2`` is its second start.
         age_s: of the process.
-        held: resident set in MB, file descriptors, threads.
+        held: resident set in MB, file descriptors, threads, tasks of the event loop; those that could be told.
 
     """
 
@@ -37,11 +38,13 @@ def growth(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
         {'w#1': {'rss_mb': 10.0}}
 
     """
-    lives: dict[str, list[Mapping[str, float]]] = {}
+    first: dict[str, dict[str, float]] = {}
+    last: dict[str, dict[str, float]] = {}
     for sample in samples:
         if sample.age_s >= WARM_S:
-            lives.setdefault(sample.life, []).append(sample.held)
-    return {life: {name: round(held[-1][name] - held[0][name], 1) for name in held[0]} for life, held in lives.items()}
+            first[sample.life] = {**sample.held, **first.get(sample.life, {})}
+            last[sample.life] = {**last.get(sample.life, {}), **sample.held}
+    return {life: {name: round(last[life][name] - held[name], 1) for name in held} for life, held in first.items()}
 
 
 def excess(grown: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -156,9 +157,14 @@ class ServiceProcess:
             return False
         return answer.status_code == httpx.codes.OK
 
-    async def figures(self) -> dict[str, Any]:
-        """Its own figures from ``/stats``."""
-        async with httpx.AsyncClient(timeout=10.0) as client:
+    async def figures(self, *, timeout_s: float = 10.0) -> dict[str, Any]:
+        """Its own figures from ``/stats``.
+
+        Raises:
+            httpx.HTTPError: it does not answer.
+
+        """
+        async with httpx.AsyncClient(timeout=timeout_s) as client:
             document = (await client.get(self._url + "/stats")).json()
         found: dict[str, Any] = document["workers"][document["worker"]]["stats"]
         return found
@@ -174,6 +180,14 @@ class ServiceProcess:
             return {"rss_mb": rss_mb, "fds": view.num_fds(), "threads": view.num_threads(), "age_s": age_s}
         except psutil.Error:
             return {}
+
+    async def holdings(self) -> dict[str, float]:
+        """The resources, and the tasks of its event loop when it says them; empty when it does not run."""
+        found = self.resources()
+        if found and not self.is_frozen:
+            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):  # it dies, hangs or is not up yet
+                found["tasks"] = float((await self.figures(timeout_s=2.0))["event_loop_tasks"])
+        return found
 
     def log(self) -> str:
         """All that it and its predecessors wrote."""

@@ -1,4 +1,4 @@
-"""A long run with a fault every now and then; memory, descriptors and threads must not grow."""
+"""A long run with a fault every now and then; memory, descriptors, threads and tasks must not grow."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def _soak(world: World, seconds: float, fault_every_s: float) -> None:
 async def _sample(world: World, samples: list[Sample]) -> None:
     while True:
         for worker in world.workers:
-            held = worker.resources()
+            held = await worker.holdings()
             if held:
                 age_s = held.pop("age_s")
                 samples.append(Sample(f"{worker.name}#{worker.start_count}", age_s, held))

@@ -165,6 +165,8 @@ def test_the_own_document_needs_no_kafka() -> None:
     )
     document = stats.document()
     assert (document["worker"], document["role"]) == ("scoring-1", "scoring")
-    assert document["workers"]["scoring-1"]["stats"] == {"n": 1}
+    shown = document["workers"]["scoring-1"]["stats"]
+    assert shown.keys() == {"n", "event_loop_tasks", "open_files", "threads"}
+    assert shown["n"] == 1
     figures["n"] = object()
     assert "object cannot be shown" in stats.document()["workers"]["scoring-1"]["stats"]["error"]
