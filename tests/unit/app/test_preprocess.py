@@ -11,16 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.models.spec import Feature, Standardise
-from app.preprocess import Preprocessor, impute_value
+from app.models.spec import Bucketise, Feature, Standardise
+from app.preprocess import InputLayout, Preprocessor
+from app.preprocess_numbers import impute_value
 from schemas.columns import Column, NumberColumn, TextColumn
 from tests.samples import sample_spec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-HOUR_US = 3_600_000_000
-DAY_US = 24 * HOUR_US
 
 
 def _preprocessor(*features: Feature) -> Preprocessor:
@@ -30,7 +28,7 @@ def _preprocessor(*features: Feature) -> Preprocessor:
 def _numbers(feature: Feature, values: list[Any], valid: list[bool] | None = None) -> list[list[float]]:
     dtype = {"time": np.int64, "flag": np.bool_}.get(feature.type, np.float64)
     column = NumberColumn(np.array(values, dtype), None if valid is None else np.array(valid))
-    numbers, _ = _preprocessor(feature).transform({feature.name: column})
+    numbers = _preprocessor(feature).transform({feature.name: column})["numbers"]
     assert numbers.dtype == np.float32
     rows: list[list[float]] = numbers.tolist()
     return rows
@@ -74,55 +72,95 @@ def test_a_missing_indicator_stands_beside_its_value() -> None:
     assert _numbers(feature, [3.0]) == [[3.0, 0.0]]
 
 
-def test_a_time_becomes_a_point_on_a_circle_for_each_part() -> None:
-    """Sine and cosine of hour and weekday in local time; 1970-01-01 was a Thursday."""
-    feature = Feature(name="t", type="time", parts=("hour_of_day", "day_of_week"), utc_offset_minutes=-300)
-    six_utc = _numbers(feature, [11 * HOUR_US])[0]  # 6:00 on Thursday, local
-    angle = 2 * math.pi * 3 / 7
-    assert six_utc == pytest.approx([1.0, 0.0, math.sin(angle), math.cos(angle)], abs=1e-6)
-    before_midnight = _numbers(feature, [4 * HOUR_US])[0]  # 23:00 on Wednesday, local: before the epoch
-    angle = 2 * math.pi * 2 / 7
-    assert before_midnight[2:] == pytest.approx([math.sin(angle), math.cos(angle)], abs=1e-6)
-
-
-def test_the_day_of_the_year_counts_from_the_first_of_january() -> None:
-    """A leap year's last day is day 365, counted from 0."""
-    feature = Feature(name="t", type="time", parts=("day_of_year",))
-    start_of_2012_us = int(pd.Timestamp("2012-01-01").value // 1000)
-    rows = _numbers(feature, [start_of_2012_us, start_of_2012_us + 365 * DAY_US])
-    angle = 2 * math.pi * 365 / 365.2425
-    assert rows[0] == pytest.approx([0.0, 1.0], abs=1e-6)
-    assert rows[1] == pytest.approx([math.sin(angle), math.cos(angle)], abs=1e-6)
-
-
-def test_a_missing_time_is_the_centre_of_its_circle() -> None:
-    """No hour is as far from all hours as from any other."""
-    feature = Feature(name="t", type="time", parts=("hour_of_day",), missing_indicator=True)
-    assert _numbers(feature, [5, 5], [True, False])[1] == [0.0, 0.0, 1.0]
-
-
-def test_categories_become_codes_and_the_unknown_is_zero() -> None:
-    """Known values count from 1; unknown values and nulls without default share 0; a null may have a default."""
-    plain = Feature(name="c", type="category", vocabulary=("a", "b"))
-    defaulted = Feature(name="d", type="category", vocabulary=("a", "b"), default="b")
-    column = TextColumn.from_values(["b", None, "a", "z", ""])
-    preprocessor = _preprocessor(plain, defaulted)
-    numbers, codes = preprocessor.transform({"c": column, "d": column})
-    assert codes.tolist() == [[2, 2], [0, 2], [1, 1], [0, 0], [0, 0]]
-    assert preprocessor.code_sizes == [3, 3]
-    assert numbers.shape == (5, 0)
-
-
 def test_features_that_only_make_keys_are_left_out() -> None:
     """``model_input: false`` costs the network nothing."""
     key = Feature(name="k", type="category", model_input=False)
-    numbers, codes = _preprocessor(Feature(name="x"), key).transform({"x": NumberColumn(np.array([1.5]))})
-    assert (numbers.tolist(), codes.shape) == ([[1.5]], (1, 0))
+    inputs = _preprocessor(Feature(name="x"), key).transform({"x": NumberColumn(np.array([1.5]))})
+    assert (inputs["numbers"].tolist(), inputs["codes"].shape) == ([[1.5]], (1, 0))
 
 
 def test_a_huge_number_overflows_quietly() -> None:
     """It becomes infinite, its row an ERROR later on; no warning fills the log."""
     assert _numbers(Feature(name="x"), [1e300, 1.0]) == [[math.inf], [1.0]]
+
+
+OLD_BITS = bytes.fromhex(
+    "e8d5123ff3b351bfe094793f87dc63be64fb7f3fc64b42bc00000000dc68e0bfb8e1c2bf000000000000803f00000000"
+    "0000000000000000000000000000000000000000000000000000803f00000000000000000000803f0000803f0000803f"
+    "ea4677bfee83843ee094793f87dc63be0f16afbc08f17f3f00000000003c9c46c2bf1b40000000000000000000000000"
+    "ea4677bfee83843e000000000000803f3a1b573fa2cc0a3f00000000226c00c09224e9c0000000000000803f00000000"
+)
+"""What the transform gave before it knew buckets, hashes and texts: 4 rows of 12 numbers, float32."""
+
+
+def test_what_old_bundles_declare_gives_the_bits_of_old() -> None:
+    """Scores on record can be replayed: for every kind of feature that there was, the network's inputs are the same."""
+    parts = ("hour_of_day", "day_of_week", "day_of_year")
+    preprocessor = _preprocessor(
+        Feature(name="departure", type="time", parts=parts, utc_offset_minutes=-300, missing_indicator=True),
+        Feature(name="distance", standardise=Standardise(mean=1000.0, scale=500.0)),
+        Feature(name="carrier", type="category", vocabulary=("AA", "B6", "UA"), default="B6"),
+        Feature(
+            name="fare",
+            range=(0.0, 900.0),
+            log1p=True,
+            standardise=Standardise(mean=5.1, scale=0.7),
+            missing_indicator=True,
+        ),
+        Feature(name="night", type="flag", missing_indicator=True, default=True),
+    )
+    valid = np.array([True, False, True, True])
+    inputs = preprocessor.transform(
+        {
+            "departure": NumberColumn(np.array([1_365_000_000_000_000, 0, -1, 951_782_400_000_000]), valid),
+            "distance": NumberColumn(np.array([123.4, np.nan, 1e7, -3.3])),
+            "carrier": TextColumn.from_values(["UA", None, "ZZ", "AA"]),
+            "fare": NumberColumn(np.array([55.5, 0.0, 1e5, -2.0]), valid),
+            "night": NumberColumn(np.array([True, False, False, True]), valid),
+        }
+    )
+    assert inputs["numbers"].tobytes() == OLD_BITS
+    assert inputs["codes"].tolist() == [[3], [2], [0], [1]]
+
+
+def test_one_hot_features_stand_among_the_numbers_in_their_order() -> None:
+    """Columns follow the signature; what is an index for an embedding goes to the codes, in the same order."""
+    preprocessor = _preprocessor(
+        Feature(name="a", bucketise=Bucketise(edges=(0.0,))),
+        Feature(name="b"),
+        Feature(name="c", type="category", vocabulary=("x",), encode="one_hot"),
+        Feature(name="d", bucketise=Bucketise(edges=(0.0, 1.0), encode="embedding")),
+        Feature(name="e", type="category", vocabulary=("x", "y")),
+    )
+    assert preprocessor.layout == InputLayout(3 + 1 + 2, (4, 3))
+    inputs = preprocessor.transform(
+        {
+            "a": NumberColumn(np.array([-1.0, np.nan])),
+            "b": NumberColumn(np.array([7.0, 8.0])),
+            "c": TextColumn.from_values(["x", "q"]),
+            "d": NumberColumn(np.array([0.5, 3.0])),
+            "e": TextColumn.from_values(["y", None]),
+        }
+    )
+    assert inputs["numbers"].tolist() == [[0, 1, 0, 7, 0, 1], [1, 0, 0, 8, 1, 0]]
+    assert inputs["codes"].tolist() == [[2, 2], [3, 0]]
+
+
+def test_no_rows_make_empty_inputs() -> None:
+    """A frame without rows has inputs of the declared widths, whatever the features."""
+    preprocessor = _preprocessor(
+        Feature(name="a", standardise=Standardise(mean=1.0, scale=2.0), missing_indicator=True),
+        Feature(name="b", bucketise=Bucketise(edges=(0.0,))),
+        Feature(name="c", type="category", hash_buckets=8, encode="one_hot"),
+        Feature(name="d", type="category", vocabulary=("x",)),
+        Feature(name="t", type="time", parts=("hour_of_day",)),
+    )
+    frame = pd.DataFrame({"a": [], "b": [], "c": [], "d": [], "t": []})
+    inputs = preprocessor.transform(preprocessor.from_frame(frame))
+    assert {name: values.shape for name, values in inputs.items()} == {
+        "numbers": (0, 2 + 3 + 9 + 2),
+        "codes": (0, 1),
+    }
 
 
 _floats = st.one_of(st.none(), st.floats(-1e6, 1e6))
@@ -147,15 +185,15 @@ def test_training_and_serving_give_the_same_bits(rows: list[dict[str, Any]]) -> 
     spec = sample_spec()
     preprocessor = Preprocessor(spec)
     served = _served({f.name: [row[f.name] for row in rows] for f in spec.features}, spec)
-    numbers, codes = preprocessor.transform(served)
+    inputs = preprocessor.transform(served)
     frame = pd.DataFrame({f.name: pd.Series([row[f.name] for row in rows], dtype=object) for f in spec.features})
     trained = preprocessor.transform(preprocessor.from_frame(frame))
-    assert np.array_equal(trained[0], numbers)
-    assert np.array_equal(trained[1], codes)
+    assert list(trained) == list(inputs) == ["numbers", "codes"]
+    assert all(np.array_equal(trained[name], inputs[name]) for name in inputs)
     for i in range(len(rows)):
         alone = preprocessor.transform({name: column.take(np.array([i])) for name, column in served.items()})
-        assert np.array_equal(alone[0][0], numbers[i])
-    assert numbers.shape == (len(rows), preprocessor.number_width)
+        assert all(np.array_equal(alone[name][0], inputs[name][i]) for name in inputs)
+    assert inputs["numbers"].shape == (len(rows), preprocessor.layout.number_width)
 
 
 def _served(values: dict[str, list[Any]], spec: Any) -> dict[str, Column]:  # noqa: ANN401 - a ModelSpec
@@ -179,5 +217,5 @@ def test_frames_may_hold_what_pandas_holds(dtype: str) -> None:
     feature = Feature(name="x", type=kind, missing_indicator=True)
     preprocessor = _preprocessor(feature)
     frame = pd.DataFrame({"x": pd.Series([True if kind == "flag" else 1, None], dtype=dtype)})
-    numbers, _ = preprocessor.transform(preprocessor.from_frame(frame))
-    assert numbers.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    inputs = preprocessor.transform(preprocessor.from_frame(frame))
+    assert inputs["numbers"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
