@@ -345,6 +345,9 @@ class ModelSpec(_Part):
                 else "architecture: a pt2 program brings its own; remove it, or say weights: safetensors"
             )
             raise ValueError(msg)
+        if self.weights == "pt2" and self.precision != "fp32":
+            msg = "precision: a pt2 program has its own, in which it was exported; remove the key"
+            raise ValueError(msg)
         if self.precision_error is not None and self.precision == "fp32":
             msg = "precision_error: fp32 is what the error is measured against; remove it, or name bf16 or fp16"
             raise ValueError(msg)
