@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from app.calibration import Calibration
 from app.features import ViewCodec
 from app.models.architectures import build
-from app.models.bundle import pack_bundle
+from app.models.packing import pack_bundle
 from app.models.spec import Architecture, Feature, FeatureView, ModelSpec, Output, Standardise, ViewColumn
-from app.postprocess import Calibration
 from schemas.generate import request_schema
 from schemas.records import RecordBatch
 from schemas.wire import frame_header

@@ -22,12 +22,14 @@ from app.models.bundle_files import (
     SPEC,
     WARMUP,
     WEIGHTS,
-    check_named,
+    check_all_named,
+    check_names,
     open_plain,
     refuse_unsafe,
     verify_file,
 )
 from app.models.spec import ModelSpec, parse_spec
+from app.postprocess import check_calibration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,7 +132,8 @@ def open_bundle(folder: Path, *, trust: TrustStore | None = None) -> Bundle:
     """
     refuse_unsafe(folder)
     spec, digest = _read_spec(folder)
-    _check_place(folder, spec)
+    check_place(folder, spec)
+    check_names(spec.files, origin=f"{folder.name}/{SPEC}")
     _check_complete(folder, spec)
     is_trusted = trust is not None and trust.has(digest)
     if spec.weights == "pt2" and not is_trusted:
@@ -144,7 +147,7 @@ def open_bundle(folder: Path, *, trust: TrustStore | None = None) -> Bundle:
     return Bundle(
         folder=folder,
         spec=spec,
-        calibration=read_calibration(folder / CALIBRATION, f"{folder.name}/{CALIBRATION}"),
+        calibration=parse_calibration((folder / CALIBRATION).read_bytes(), spec, origin=f"{folder.name}/{CALIBRATION}"),
         sha256=digest,
         preprocess_sha256=preprocess_digest(spec),
         calibration_sha256=spec.files[CALIBRATION],
@@ -182,32 +185,41 @@ def parse_spec_bytes(raw: bytes, *, origin: str) -> ModelSpec:
     return parse_spec(document, origin=origin)
 
 
-def read_calibration(path: Path, origin: str) -> Calibration:
-    """The calibration in a file.
+def parse_calibration(raw: bytes, spec: ModelSpec, *, origin: str) -> Calibration:
+    """The calibration in the bytes of a file.
+
+    Args:
+        raw: the file.
+        spec: of the version that it is for.
+        origin: how messages name the file.
 
     Raises:
-        BundleError: it is none; the message names the file.
+        BundleError: it is none, belongs to another model or version, or does not fit the output.
 
     """
     try:
-        return Calibration.from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as exc:
+        calibration = Calibration.from_json(raw.decode())
+    except ValueError as exc:
         msg = f"{origin}: {exc}"
         raise BundleError(msg) from exc
+    said = (calibration.model or spec.name, calibration.model_version or spec.version)
+    if said != (spec.name, spec.version):
+        msg = f"{origin}: was fitted for {said[0]} version {said[1]}, not for {spec.name} version {spec.version}"
+        raise BundleError(msg)
+    try:
+        check_calibration(spec.output, calibration)
+    except BundleError as exc:
+        msg = f"{origin}: {exc}"
+        raise BundleError(msg) from exc
+    return calibration
 
 
 def preprocess_digest(spec: ModelSpec) -> str:
     """Hex digest of all that decides what the network is given."""
     declared = spec.model_dump(mode="json", include={"features", "views"}, exclude_defaults=True)
-    tokenizers = {name: spec.files.get(name) for name in sorted(tokenizer_files(spec))}
+    tokenizers = {name: spec.files.get(name) for name in spec.tokenizer_files()}
     document = {**declared, **({"tokenizers": tokenizers} if tokenizers else {})}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def tokenizer_files(spec: ModelSpec) -> set[str]:
-    """Names of the tokenizer files that text features need."""
-    named = (getattr(feature, "tokenizer", None) for feature in spec.features)
-    return {name for name in named if name is not None}
 
 
 def all_specs(repository: Path) -> list[ModelSpec]:
@@ -249,7 +261,13 @@ def _untrusted(spec: ModelSpec) -> str:
     )
 
 
-def _check_place(folder: Path, spec: ModelSpec) -> None:
+def check_place(folder: Path, spec: ModelSpec) -> None:
+    """Refuse a specification that lies in the folder of another model or version.
+
+    Raises:
+        BundleError: it does.
+
+    """
     if (folder.parent.name, folder.name) != (spec.name, str(spec.version)):
         msg = (
             f"{folder.name}/{SPEC}: says {spec.name} version {spec.version}, but lies in {folder.parent.name}/"
@@ -260,7 +278,7 @@ def _check_place(folder: Path, spec: ModelSpec) -> None:
 
 def _check_complete(folder: Path, spec: ModelSpec) -> None:
     network = NETWORKS[spec.weights]
-    for needed in (network, CALIBRATION, *sorted(tokenizer_files(spec))):
+    for needed in (network, CALIBRATION, *spec.tokenizer_files()):
         if needed not in spec.files:
             msg = f"{folder.name}/{SPEC}: files: no digest for {needed}; pack the bundle again"
             raise BundleError(msg)
@@ -268,7 +286,7 @@ def _check_complete(folder: Path, spec: ModelSpec) -> None:
         if other in spec.files:
             msg = f"{folder.name}/{SPEC}: weights: says {spec.weights}, but there is {other} too; remove one of them"
             raise BundleError(msg)
-    check_named(folder, spec.files)
+    check_all_named(folder, spec.files)
 
 
 def _read_spec(folder: Path) -> tuple[ModelSpec, str]:

@@ -11,12 +11,13 @@ import itertools
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from app.errors import BundleError, DigestMismatch, UnsafeBundle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from io import BufferedReader
     from pathlib import Path
 
 SPEC, WEIGHTS, EXPORTED = "model.yaml", "weights.safetensors", "network.pt2"
@@ -118,32 +119,43 @@ def limit_bytes(name: str) -> int:
     return MAX_BYTES.get(name, MAX_TOKENIZER_BYTES)
 
 
-def check_named(folder: Path, files: Mapping[str, str]) -> None:
-    """Refuse names that leave the folder, files without a digest, and digests that are none.
+def check_names(files: Mapping[str, str], *, origin: str) -> None:
+    """Refuse names that leave the folder, and digests that are none.
 
     Args:
-        folder: already found safe.
         files: sha256 (hex) by name, as ``model.yaml`` has them.
+        origin: how messages name ``model.yaml``.
 
     Raises:
-        BundleError: a file is not named, or a digest is none.
+        BundleError: a digest is none, names differ by case alone, or there are too many.
         UnsafeBundle: a name leads out of the folder.
 
     """
-    origin = f"{folder.name}/{SPEC}: files"
     for name, digest in files.items():
         if FILE_NAME.fullmatch(name) is None or name == SPEC:
-            msg = f"{origin}: {name} lies outside the bundle, or is no plain name; name files of the folder itself"
+            msg = f"{origin}: files: {name} lies outside the bundle, or is no plain name; name files of the folder"
             raise UnsafeBundle(msg)
         if DIGEST.fullmatch(digest) is None:
-            msg = f"{origin}: {name}: a sha256 in 64 lower-case hex digits is expected; pack the bundle again"
+            msg = f"{origin}: files: {name}: a sha256 in 64 lower-case hex digits is expected; pack the bundle again"
             raise BundleError(msg)
     if len({name.casefold() for name in files}) < len(files):
-        msg = f"{origin}: two names differ by case alone; rename one of them"
+        msg = f"{origin}: files: two names differ by case alone; rename one of them"
         raise BundleError(msg)
+    if len(files) >= MAX_FILES:
+        msg = f"{origin}: files: more than {MAX_FILES - 1}; pack the bundle with fewer"
+        raise BundleError(msg)
+
+
+def check_all_named(folder: Path, files: Mapping[str, str]) -> None:
+    """Refuse a file without a digest.
+
+    Raises:
+        BundleError: there is one.
+
+    """
     for path in folder.iterdir():
         if path.name not in files and path.name != SPEC:
-            msg = f"{origin}: no digest for {path.name}; pack the bundle again, or remove the file"
+            msg = f"{folder.name}/{SPEC}: files: no digest for {path.name}; pack the bundle again, or remove the file"
             raise BundleError(msg)
 
 
@@ -167,7 +179,7 @@ def verify_file(folder: Path, name: str, expected: str) -> None:
         raise DigestMismatch(msg)
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """A plain file for reading: neither a link nor, were it swapped for one just now, a pipe that blocks.
 
     Raises:

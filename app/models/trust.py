@@ -144,7 +144,7 @@ class TrustStore:
     def _change(self, change: Callable[[dict[str, TrustEntry]], object]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(self.path.with_name(f"{self.path.name}.lock")):
+            with alone(self.path.with_name(f"{self.path.name}.lock")):
                 entries = self.entries()
                 change(entries)
                 document = {digest: asdict(entry) for digest, entry in sorted(entries.items())}
@@ -159,8 +159,13 @@ def _entry(fields: dict[str, Any]) -> TrustEntry:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Two writers, one after the other: neither loses what the other adds; the lock goes with its process."""
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock file: of several processes one goes on; the lock ends with its process, however that ends.
+
+    Args:
+        path: the lock file; it stays.
+
+    """
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -11,8 +12,6 @@ from app.errors import BundleError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import torch
 
 CHECKED_ELEMENTS = 2**20
 """Elements that are looked at in one piece: ``isfinite`` of a gigabyte at once would need another quarter of one."""
@@ -47,5 +46,5 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     wide = tensor.element_size() > 1  # of the 8-bit floats isfinite knows nothing; they become wider piece by piece
-    pieces = tensor.flatten().split(CHECKED_ELEMENTS)
+    pieces = torch.split(tensor.flatten(), CHECKED_ELEMENTS)
     return all(bool((piece if wide else piece.float()).isfinite().all()) for piece in pieces)
