@@ -316,6 +316,50 @@ function drawReports(worker) {
   byId("reports").replaceChildren(...(items.length ? items : [node("li", "none written yet", "quiet")]));
 }
 
+const mebibytes = (bytes) => (isNumber(bytes) && bytes > 0 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : "–");
+const distinct = (values) => [...new Set(values.filter((value) => value !== undefined && value !== null && value !== ""))];
+
+// Each value once; where only some workers say so, how many of them.
+function tally(said, workerCount) {
+  return distinct(said).map((value) => {
+    const times = said.filter((other) => other === value).length;
+    return times === workerCount ? String(value) : `${value} (${times} of ${workerCount})`;
+  });
+}
+
+function versionRow(entries, workerCount) {
+  const [first] = entries;
+  const states = distinct(entries.map((entry) => entry.state));
+  const isReady = states.length === 1 && states[0] === "READY" && entries.length === workerCount;
+  const state = node("td", null, "text");
+  state.append(node("span", tally(entries.map((entry) => entry.state), workerCount).join(", "), `state ${isReady ? "good" : states.includes("FAILED") ? "bad" : ""}`));
+  const reason = node("td", null, "reason");
+  reason.append(...tally(entries.map((entry) => entry.reason), workerCount).map((text) => node("p", text)));
+  return tableRow([
+    node("th", first.name), first.version, node("td", tally(entries.flatMap((entry) => entry.labels || []), workerCount).join(", ") || "–", "text"), state,
+    node("td", distinct(entries.map((entry) => entry.device)).join(", ") || "–", "text"), mebibytes(worst(entries.map((entry) => entry.memory_bytes))),
+    tally(entries.map((entry) => entry.calibration_revision), workerCount).join(", ") || "–", count(sum(entries.map((entry) => entry.requests))), reason,
+  ], states.every((name) => name === "UNLOADED") ? "quiet" : "");
+}
+
+function drawModels(workers) {
+  const known = workers.filter(([, worker]) => worker.stats && worker.stats.models);
+  byId("models").hidden = known.length === 0;
+  const byVersion = new Map();
+  for (const [, worker] of known) {
+    for (const entry of worker.stats.models.versions || []) {
+      const key = JSON.stringify([entry.name, entry.version]);
+      byVersion.set(key, [...(byVersion.get(key) || []), entry]);
+    }
+  }
+  const rows = [...byVersion.values()].sort(([a], [b]) => String(a.name).localeCompare(String(b.name)) || b.version - a.version);
+  byId("versions").replaceChildren(...rows.map((entries) => versionRow(entries, known.length)));
+  byId("models-note").textContent = known.filter(([, worker]) => worker.stats.models.loading).map(([id, worker]) => `${id} loads ${worker.stats.models.loading}`).join("; ");
+  const refused = known.flatMap(([id, worker]) => (worker.stats.models.refused || []).map((item) => node("li", `${id} refused ${item.what}: ${item.reason}`, "over-text")));
+  byId("refused").replaceChildren(...refused);
+  byId("refused").hidden = refused.length === 0;
+}
+
 function drawWorkers(workers, own) {
   const nowMs = Date.now();
   byId("workers").replaceChildren(...workers.map(([id, worker]) => {
@@ -345,6 +389,7 @@ function draw(document_) {
   document.title = `Sluice · ${document_.worker}`;
   drawScoring(workers);
   drawMonitor(workers);
+  drawModels(workers);
   drawWorkers(workers, document_.worker);
   drawCounters(workers);
 }

@@ -131,9 +131,44 @@ def _window(rng: np.random.Generator, month: int, version: int) -> dict[str, Any
     }
 
 
+def models_document(*, is_behind: bool) -> dict[str, Any]:
+    """Models of a scoring worker: some serve, one failed with a long reason, one warms where the worker is behind."""
+    names = (
+        "name",
+        "version",
+        "state",
+        "device",
+        "memory_bytes",
+        "calibration_revision",
+        "requests",
+        "labels",
+        "reason",
+    )
+    fault = (
+        "4/model.yaml: features.3.vocabulary: Tuple should have at least 1 item\n"
+        "4/weights.safetensors: embedding.weight holds NaN or infinite numbers; train again"
+    )
+    rows = [
+        ("flight_delays", 5, "WARMING" if is_behind else "READY", "cpu", 1_480_000, 1, 0, [], ""),
+        ("flight_delays", 4, "FAILED", None, 0, None, 0, [], fault),
+        ("flight_delays", 3, "READY", "cpu", 1_402_880, 2, 81_204, ["champion", "stable"], ""),
+        ("flight_delays", 2, "UNLOADED", None, 0, None, 64_000, [], ""),
+        ("docstrings", 1, "READY", "cpu", 9_402_880, 0, 1_204, ["champion"], "cuda:0 was lost; it goes on on cpu"),
+    ]
+    refused = [{"what": "label challenger of flight_delays -> 5", "reason": "version 5 is WARMING", "offset": 9}]
+    return {
+        "control_offset": 8 if is_behind else 9,
+        "loading": "flight_delays version 5" if is_behind else None,
+        "versions": [dict(zip(names, row, strict=True)) for row in rows],
+        "refused": refused if is_behind else [],
+    }
+
+
 def stats_document(published_at_us: int) -> dict[str, Any]:
     """What ``/stats`` of the first scoring worker answers in a deployment of three."""
     documents = {"scoring-7f3a": scoring_document(seed=1), "scoring-b21c": scoring_document(seed=2, batches_a_second=5)}
+    for index, stats in enumerate(documents.values()):
+        stats["models"] = models_document(is_behind=index == 1)
     workers = {
         name: {
             "role": "scoring",

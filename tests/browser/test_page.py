@@ -77,6 +77,19 @@ async def test_the_page_draws_every_section(server: TestServer, tmp_path: Path) 
         assert "main-svg" in drawn, plot
 
 
+async def test_the_page_shows_every_version_and_why_it_does_not_serve(server: TestServer, tmp_path: Path) -> None:
+    """One row a version over all workers, with labels, how many workers agree, and the whole reason of a failure."""
+    dom = await browse(str(server.make_url("/")), tmp_path / "profile", "--dump-dom")
+    models = dom.split('id="models"', 1)[1].split("</section", 1)[0]
+    assert "hidden" not in models.split(">", 1)[0]
+    assert "READY (1 of 2), WARMING (1 of 2)" in models
+    assert "champion, stable" in models
+    assert "features.3.vocabulary" in models
+    assert "embedding.weight holds NaN or infinite numbers; train again" in models
+    assert "scoring-b21c loads flight_delays version 5" in models
+    assert "refused label challenger of flight_delays -&gt; 5: version 5 is WARMING" in models
+
+
 async def test_the_page_waits_for_its_first_figures(tmp_path: Path) -> None:
     """A worker that has heard nothing yet shows an honest, empty page."""
     server = await serve(lambda: EMPTY, tmp_path)
@@ -85,13 +98,15 @@ async def test_the_page_waits_for_its_first_figures(tmp_path: Path) -> None:
     finally:
         await server.close()
     assert "scoring worker scoring-1" in dom
-    assert 'id="scoring" aria-labelledby="scoring-title" hidden=""' in dom
+    for section in ("scoring", "models"):
+        assert f'id="{section}" aria-labelledby="{section}-title" hidden=""' in dom
 
 
 async def test_a_hostile_name_is_shown_as_text(tmp_path: Path) -> None:
     """Names that come over Kafka cannot put markup or a script link into the page."""
     document = stats_document(int(time.time() * 1e6))
     worker = document["workers"].pop("scoring-b21c")
+    worker["stats"]["models"]["versions"][1]["reason"] = "<script>alert(2)</script>"
     document["workers"]["<img src=x onerror=alert(1)>"] = worker | {"web_url": "javascript:alert(1)"}
     server = await serve(lambda: document, tmp_path)
     try:
@@ -100,4 +115,6 @@ async def test_a_hostile_name_is_shown_as_text(tmp_path: Path) -> None:
         await server.close()
     assert "&lt;img src=x onerror=alert(1)&gt;" in dom
     assert "<img src=x" not in dom
+    assert "&lt;script&gt;alert(2)&lt;/script&gt;" in dom
+    assert "<script>alert" not in dom
     assert "javascript:alert" not in dom
