@@ -9,6 +9,8 @@
     - PartitionMismatch    its partitions do not fit; waiting cannot help
   + DeliveryError          an output record was not acknowledged; the worker must restart
   + DeadLetterError        a dead letter cannot be listed, shown or replayed as asked
+  + DeviceLost             a device failed or ran out of memory under a model
+  + DeviceFull             a model does not fit into what its device may use
   + FeatureStoreError      the online store did not answer in time or not in kind
 """
 
@@ -45,6 +47,14 @@ class PartitionMismatch(TopicError):
 
 class DeliveryError(SluiceError):
     """A record was not acknowledged by the broker; nothing more may be committed by this process."""
+
+
+class DeviceLost(SluiceError):
+    """A device failed or ran out of memory under a model; run the model elsewhere, or restart the worker."""
+
+
+class DeviceFull(SluiceError):
+    """A model does not fit into the memory that its device may use, whatever is unloaded for it."""
 
 
 class FeatureStoreError(SluiceError):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from app.models.runtime import ScoringModel, choose_device
+from app.models.devices import choose_device
+from app.models.runtime import ScoringModel
 from bench.in_memory import MemorySink, make_pipeline, record_batches
 from bench.in_memory import run as feed
 from bench.workload import make_bundle, make_requests
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from app.models.bundle import Bundle
+    from app.preprocess import Inputs
     from bench.stack import Bench
 
 MODELS = {"small": (64, 32), "large": (2048, 2048)}
@@ -35,10 +37,10 @@ class TimedModel(ScoringModel):
 
     busy_s = 0.0
 
-    def predict(self, numbers: NDArray[np.float32], codes: NDArray[np.int64]) -> tuple[NDArray[np.float32], int]:
+    def predict(self, inputs: Inputs) -> tuple[NDArray[np.float32], int]:
         """As the model does."""
         started_s = time.monotonic()
-        found = super().predict(numbers, codes)
+        found = super().predict(inputs)
         self.busy_s += time.monotonic() - started_s
         return found
 
@@ -84,8 +86,8 @@ async def _compare(bundle: Bundle, device: str, batch: int, rows: int, rounds: i
 
 def _bare(model: ScoringModel, numbers: NDArray[np.float32], rows: int) -> float:
     """Rows a second through the model alone, in full batches."""
-    codes = np.zeros((len(numbers), 0), np.int64)
+    inputs = {"numbers": numbers, "codes": np.zeros((len(numbers), 0), np.int64)}
     started_s = time.monotonic()
     for _ in range(max(rows // len(numbers), 1)):
-        model.predict(numbers, codes)
+        model.predict(inputs)
     return max(rows // len(numbers), 1) * len(numbers) / (time.monotonic() - started_s)

@@ -1,98 +1,199 @@
-"""Networks that a bundle may name: the code is ours, the bundle brings only numbers."""
+"""The allow-list of networks that a bundle may name: the code is the operator's, the bundle brings only numbers.
+
+Three ways lead onto it: the networks that come with Sluice, entry points of the group ``sluice.architectures`` of
+installed packages, and ``register_architecture`` in a module that the setting ``models.architecture_modules`` names.
+"""
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING
+import importlib
+import importlib.metadata
+from functools import cache
+from typing import TYPE_CHECKING, overload
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from torch import nn
 
-from app.errors import BundleError
+from app.errors import BundleError, SettingsError
+from app.models.networks.linear import build_linear
+from app.models.networks.tabular_mlp import build_tabular_mlp
+from app.models.networks.text_bag import build_text_bag
 from app.preprocess import Preprocessor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from importlib.metadata import EntryPoint
 
     from app.models.spec import ModelSpec
+    from app.preprocess import InputLayout
 
-MAX_WIDTH = 65_536
-"""Bound on a layer's width."""
+    Builder = Callable[[ModelSpec, InputLayout], nn.Module]
+
+ENTRY_POINTS = "sluice.architectures"
 MAX_PARAMETERS = 2**28
 """Bound on a network's size, 1 GiB: it is built before its weights are seen to fit, so a few lines of YAML must not
 ask for more."""
 
-
-class TabularMLPArguments(BaseModel):
-    """Arguments of ``tabular_mlp``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hidden: tuple[int, ...] = Field(default=(64, 32), max_length=16)
-    embedding_dim: int = Field(default=8, ge=1, le=1024)
+_registered: dict[str, Builder] = {
+    "tabular_mlp": build_tabular_mlp,
+    "text_bag": build_text_bag,
+    "linear": build_linear,
+}
 
 
-class TabularMLP(nn.Module):
-    """Numbers beside one embedding for each category, then linear layers with ReLU.
+@overload
+def register_architecture(name: str, builder: Builder) -> Builder: ...
+
+
+@overload
+def register_architecture(name: str) -> Callable[[Builder], Builder]: ...
+
+
+def register_architecture(name: str, builder: Builder | None = None) -> Builder | Callable[[Builder], Builder]:
+    """Put a network onto the allow-list; as a call, or as a decorator of its builder.
 
     Args:
-        number_width: columns of ``numbers``, >= 0.
-        code_sizes: for each category its vocabulary size + 1 (index 0: unknown or missing).
-        arguments: widths.
+        name: what ``architecture.name`` says in ``model.yaml``.
+        builder: makes the network with fresh weights from the specification and the shapes of its inputs; the network
+            is called with the inputs by name, and without text features these are ``numbers`` and ``codes``.
+
+    Returns:
+        The builder.
+
+    Raises:
+        SettingsError: another builder has this name.
+
+    Example:
+        >>> from app.models.networks.linear import Linear
+        >>> @register_architecture("doubled_linear")
+        ... def build_it(spec, layout):
+        ...     return Linear(2 * layout.number_width)
+        >>> "doubled_linear" in known_architectures()
+        True
 
     """
-
-    def __init__(self, number_width: int, code_sizes: list[int], arguments: TabularMLPArguments) -> None:
-        super().__init__()
-        self.embeddings = nn.ModuleList(nn.Embedding(size, arguments.embedding_dim) for size in code_sizes)
-        widths = [number_width + len(code_sizes) * arguments.embedding_dim, *arguments.hidden]
-        layers: list[nn.Module] = []
-        for inside, outside in itertools.pairwise(widths):
-            layers += [nn.Linear(inside, outside), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
-
-    def forward(self, numbers: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 (n,), from numbers float32 (n, k) and codes int64 (n, c)."""
-        embedded = [table(codes[:, i]) for i, table in enumerate(self.embeddings)]
-        logits: torch.Tensor = self.layers(torch.cat([numbers, *embedded], dim=1))
-        return logits.squeeze(1)
+    if builder is None:
+        return lambda decorated: register_architecture(name, decorated)
+    if _registered.setdefault(name, builder) is not builder:
+        msg = f"architecture {name}: {_origin(_registered[name])} has this name already; rename {_origin(builder)}"
+        raise SettingsError(msg)
+    return builder
 
 
-def _tabular_mlp(spec: ModelSpec, number_width: int, code_sizes: list[int]) -> nn.Module:
-    arguments = TabularMLPArguments.model_validate(spec.architecture.arguments)
-    if any(not 1 <= width <= MAX_WIDTH for width in arguments.hidden):
-        msg = f"model.yaml: architecture.arguments.hidden: each width must be 1 .. {MAX_WIDTH}"
-        raise BundleError(msg)
-    widths = [number_width + len(code_sizes) * arguments.embedding_dim, *arguments.hidden, 1]
-    count = sum(code_sizes) * arguments.embedding_dim + sum((a + 1) * b for a, b in itertools.pairwise(widths))
+def load_architecture_modules(names: Iterable[str]) -> None:
+    """Import the modules that register the operator's own networks; once, before any bundle is opened.
+
+    Args:
+        names: dotted, importable; the setting ``models.architecture_modules``.
+
+    Raises:
+        SettingsError: one cannot be imported, or registers a name that is taken.
+
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as exc:
+            msg = f"models.architecture_modules: {name} cannot be imported ({exc}); install it beside Sluice"
+            raise SettingsError(msg) from exc
+
+
+def known_architectures() -> tuple[str, ...]:
+    """Names on the allow-list, in order.
+
+    Example:
+        >>> {"linear", "tabular_mlp", "text_bag"} <= set(known_architectures())
+        True
+
+    """
+    return tuple(sorted({*_registered, *(point.name for point in _entry_points())}))
+
+
+def build(spec: ModelSpec, layout: InputLayout | None = None) -> nn.Module:
+    """The network that a bundle names, with fresh weights; for training.
+
+    Args:
+        spec: its specification.
+        layout: of its inputs; none: as the specification alone says, which does unless there are text features.
+
+    Raises:
+        BundleError: it is not on the allow-list, its arguments do not fit, or it is too large.
+
+    """
+    layout = layout or Preprocessor(spec).layout
+    skeleton(spec, layout)
+    return _construct(spec, layout, "cpu")
+
+
+def skeleton(spec: ModelSpec, layout: InputLayout) -> nn.Module:
+    """The network that a bundle names, of tensors without memory: for weights to be put into.
+
+    A network that cannot be built so (it looks at its numbers while it is built) has memory.
+
+    Raises:
+        BundleError: as ``build``.
+
+    """
+    try:
+        module = _construct(spec, layout, "meta")
+    except RuntimeError:  # what tensors without memory raise when they are read
+        module = _construct(spec, layout, "cpu")
+    count = sum(parameter.numel() for parameter in module.parameters())
     if count > MAX_PARAMETERS:
         msg = f"model.yaml: architecture.arguments: {count} parameters, at most {MAX_PARAMETERS}; choose smaller widths"
         raise BundleError(msg)
-    return TabularMLP(number_width, code_sizes, arguments)
+    return module
 
 
-ARCHITECTURES: dict[str, Callable[[ModelSpec, int, list[int]], nn.Module]] = {"tabular_mlp": _tabular_mlp}
-"""The allow-list: name to builder."""
-
-
-def build(spec: ModelSpec) -> nn.Module:
-    """The network that a bundle names, with fresh weights.
-
-    Raises:
-        BundleError: it is not on the allow-list, or its arguments do not fit.
-
-    """
-    builder = ARCHITECTURES.get(spec.architecture.name)
-    if builder is None:
-        known = ", ".join(sorted(ARCHITECTURES))
-        msg = f"model.yaml: architecture.name: {spec.architecture.name!r} is not on the allow-list ({known})"
-        raise BundleError(msg)
-    layout = Preprocessor(spec)
+def _construct(spec: ModelSpec, layout: InputLayout, device: str) -> nn.Module:
+    assert spec.architecture is not None, "only weights in safetensors need a network of ours"
+    name = spec.architecture.name
+    builder = _builder(name)
     try:
-        return builder(spec, layout.number_width, layout.code_sizes)
+        with torch.device(device):
+            module = builder(spec, layout)
     except ValidationError as exc:
         fault = exc.errors()[0]
         path = ".".join(str(part) for part in fault["loc"])
         msg = f"model.yaml: architecture.arguments.{path}: {fault['msg']}"
         raise BundleError(msg) from exc
+    except BundleError as exc:
+        msg = f"model.yaml: architecture: {exc}"
+        raise BundleError(msg) from exc
+    except (TypeError, ValueError, KeyError) as exc:
+        msg = f"model.yaml: architecture {name}: its builder refuses the model ({type(exc).__name__}: {exc})"
+        raise BundleError(msg) from exc
+    if not isinstance(module, nn.Module):
+        msg = f"architecture {name}: its builder gives {type(module).__name__}, a torch.nn.Module is needed"
+        raise BundleError(msg)
+    return module
+
+
+def _builder(name: str) -> Builder:
+    points = [point for point in _entry_points() if point.name == name]
+    if len(points) + (name in _registered) > 1:
+        places = [*(point.value for point in points), *(_origin(b) for key, b in _registered.items() if key == name)]
+        msg = f"architecture {name} stands more than once on the allow-list ({', '.join(places)}); rename one of them"
+        raise BundleError(msg)
+    if points:
+        try:
+            loaded: Builder = points[0].load()
+        except (ImportError, AttributeError) as exc:
+            msg = f"architecture {name}: its entry point {points[0].value} cannot be loaded ({exc}); install it again"
+            raise BundleError(msg) from exc
+        return loaded
+    if name not in _registered:
+        known = ", ".join(known_architectures())
+        msg = f"model.yaml: architecture.name: {name!r} is not on the allow-list ({known})"
+        raise BundleError(msg)
+    return _registered[name]
+
+
+@cache
+def _entry_points() -> tuple[EntryPoint, ...]:
+    return tuple(importlib.metadata.entry_points(group=ENTRY_POINTS))
+
+
+def _origin(builder: Builder) -> str:
+    return f"{getattr(builder, '__module__', '?')}.{getattr(builder, '__qualname__', repr(builder))}"
