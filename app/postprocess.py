@@ -170,7 +170,7 @@ class Postprocessor:
             return np.where(missed, len(output.labels), chosen), (*output.labels, output.otherwise)
         if output.threshold is None:
             return np.full(len(score), -1, np.int64), output.labels
-        return decide(score, output.threshold, output.labels), output.labels
+        return (score >= output.threshold).astype(np.int64), output.labels
 
 
 def check_calibration(output: Output, calibration: Calibration) -> None:
@@ -189,18 +189,6 @@ def check_calibration(output: Output, calibration: Calibration) -> None:
         )
         msg = f"calibration: {calibration.kind} does not fit {output.kind}: {why}; use {' or '.join(fitting)}"
         raise BundleError(msg)
-
-
-def decide(scores: Floats, threshold: float, labels: Sequence[str]) -> NDArray[np.int64]:
-    """Index into ``labels``: 1 where the score is at or above the threshold, else 0.
-
-    Example:
-        >>> decide(np.array([0.2, 0.5]), 0.5, ("no", "yes")).tolist()
-        [0, 1]
-
-    """
-    assert len(labels) == 2, "one threshold separates two labels"
-    return (scores >= threshold).astype(np.int64)
 
 
 def joined_labels(

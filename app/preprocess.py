@@ -122,11 +122,6 @@ class Preprocessor:
         """Columns of ``numbers``."""
         return self.layout.number_width
 
-    @property
-    def code_sizes(self) -> list[int]:
-        """For each column of ``codes`` a bound that its values stay below."""
-        return list(self.layout.code_sizes)
-
     def transform(self, features: dict[str, Column]) -> Inputs:
         """The network's inputs.
 
@@ -134,7 +129,7 @@ class Preprocessor:
             features: for each model input a column of n rows; nulls are allowed.
 
         Returns:
-            ``numbers`` float32 (n, number_width), ``codes`` int64 (n, len(code_sizes)), 0 for unknown or missing, and
+            ``numbers`` float32 (n, layout.number_width), ``codes`` int64 (n, len(layout.code_sizes)), 0 for unknown or missing, and
             for each text ``<feature>_ids`` and ``<feature>_mask``, int64 (n, max_tokens).
 
         """

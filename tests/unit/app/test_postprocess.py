@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.calibration import Calibration
 from app.errors import BundleError
 from app.models.spec import Output
-from app.postprocess import Postprocessor, Scored, decide, joined_labels, sigmoid, softmax
+from app.postprocess import Postprocessor, Scored, joined_labels, sigmoid, softmax
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=20))
@@ -29,12 +29,6 @@ def test_sigmoid_of_known_logits() -> None:
     """Ln 3 is three to one; the two tails are mirror images."""
     p = sigmoid(np.array([math.log(3), -math.log(3), 0.0], np.float32))
     assert p == pytest.approx([0.75, 0.25, 0.5], abs=1e-7)
-
-
-def test_the_threshold_itself_decides_for_the_second_label() -> None:
-    """At or above: 1."""
-    scores = np.array([0.4, np.nextafter(0.4, 0), 0.0, 1.0])
-    assert decide(scores, 0.4, ("on_time", "late")).tolist() == [1, 0, 0, 1]
 
 
 EXTREMES = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -88,6 +82,13 @@ def test_one_sigmoid_output_is_scored_as_ever(calibration: Calibration) -> None:
         assert np.array_equal(scored.decision, score >= 0.4)
         assert (scored.threshold == 0.4).all()
     assert scored.decision_labels == ("on_time", "late")
+
+
+def test_the_threshold_itself_decides_for_the_second_label() -> None:
+    """At or above: the second; the next smaller score is below."""
+    below = float(np.nextafter(np.float32(1.5), np.float32(0)))
+    decided = _decisions(_apply([1.5, below, -1e30, 1e30], threshold=float(sigmoid(np.array([1.5]))[0])))
+    assert decided == ["yes", "no", "no", "yes"]
 
 
 def test_without_a_threshold_nothing_is_decided() -> None:
