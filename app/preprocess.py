@@ -129,8 +129,8 @@ class Preprocessor:
             features: for each model input a column of n rows; nulls are allowed.
 
         Returns:
-            ``numbers`` float32 (n, layout.number_width), ``codes`` int64 (n, len(layout.code_sizes)), 0 for unknown or missing, and
-            for each text ``<feature>_ids`` and ``<feature>_mask``, int64 (n, max_tokens).
+            ``numbers`` float32 (n, layout.number_width), ``codes`` int64 (n, len(layout.code_sizes)), 0 for unknown or
+            missing, and for each text ``<feature>_ids`` and ``<feature>_mask``, int64 (n, max_tokens).
 
         """
         count = len(features[self._inputs[0]])
