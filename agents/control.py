@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import aiokafka
 from aiokafka.errors import KafkaError
 
+from app.connections import connection_arguments
 from app.errors import TopicError
 from app.models.control import ControlState
 from app.topic_reader import find_cluster
@@ -105,7 +106,7 @@ class ControlFollower:
             yield None
             return
         consumer = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=self._kafka.bootstrap_servers,
+            **connection_arguments(self._kafka),
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -159,7 +160,7 @@ async def send_wishes(kafka: KafkaSettings, records: Sequence[tuple[bytes, bytes
     """
     (await find_cluster(kafka)).count(MODEL_CONTROL)
     producer = aiokafka.AIOKafkaProducer(
-        bootstrap_servers=kafka.bootstrap_servers,
+        **connection_arguments(kafka),
         enable_idempotence=True,  # which implies acks=all
         request_timeout_ms=int(kafka.request_timeout_s * 1000),
     )

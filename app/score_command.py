@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.structs import TopicPartition
 
+from app.connections import connection_arguments
 from app.dead_letter_topic import Range, read_letters
 from app.dead_letters import printable
 from app.errors import BundleError, TopicError
@@ -210,12 +211,10 @@ async def _ask(settings: Settings, book: SchemaBook, question: Question) -> dict
 
 
 async def _exchange(settings: Settings, question: Question, partition: int) -> tuple[Sent, bytes | None]:
-    servers = settings.kafka.bootstrap_servers
+    kafka = connection_arguments(settings.kafka)
     scores, letters = TopicPartition(SCORES, partition), TopicPartition(REQUESTS_DLQ, partition)
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=servers, group_id=None, enable_auto_commit=False, isolation_level="read_committed"
-    )
-    producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all")
+    consumer = AIOKafkaConsumer(**kafka, group_id=None, enable_auto_commit=False, isolation_level="read_committed")
+    producer = AIOKafkaProducer(**kafka, acks="all")
     try:
         await consumer.start()
         await producer.start()
@@ -288,7 +287,7 @@ async def _dead_letter(settings: Settings, sent: Sent) -> str | None:
 
 async def _lag_line(settings: Settings, sent: Sent) -> str:
     group = f"{settings.deployment}-scoring"
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap_servers)
+    admin = AIOKafkaAdminClient(**connection_arguments(settings.kafka))
     try:
         await admin.start()
         committed = await admin.list_consumer_group_offsets(group)
