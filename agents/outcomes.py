@@ -17,6 +17,7 @@ import numpy as np
 
 from agents.topics import LABELLED, MONITOR_EVENTS, OUTCOMES, OUTCOMES_DLQ, PREDICTIONS
 from agents.window_closing import WindowBook
+from app.connections import connection_arguments
 from app.errors import SluiceError
 from monitors.closing import Closing, watermark
 from monitors.events import EventCodec, closing_events
@@ -273,8 +274,8 @@ class OutcomeMonitor:
         if not behind:
             return
         logger.info("stores of partitions %s are behind the group: reading %s", sorted({p for _, p in behind}), behind)
-        servers = self._settings.kafka.bootstrap_servers
-        await read_ranges(servers, behind, lambda batch: self._take(batch, silent=True))
+        connection = connection_arguments(self._settings.kafka)
+        await read_ranges(connection, behind, lambda batch: self._take(batch, silent=True))
         await self._restore_closings({partition for _, partition in behind})
 
     async def _restore_closings(self, partitions: set[int]) -> None:
@@ -286,7 +287,7 @@ class OutcomeMonitor:
                 if event is not None and event["kind"] == "WINDOW_CLOSED":
                     self._apply_closing(event, partitions)
 
-        await read_ranges(self._settings.kafka.bootstrap_servers, {(MONITOR_EVENTS, 0): (0, 2**62)}, apply)
+        await read_ranges(connection_arguments(self._settings.kafka), {(MONITOR_EVENTS, 0): (0, 2**62)}, apply)
 
     def _apply_closing(self, event: dict[str, Any], partitions: set[int]) -> None:
         key = WindowKey(event["model_name"], event["model_version"], event["window_start"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
+from app.connections import connection_arguments
 from app.errors import PartitionMismatch, TopicError
 from schemas.topic_names import (
     LABELLED,
@@ -98,7 +99,7 @@ async def ensure_topics(settings: Settings) -> dict[str, int]:
         TopicError: data topics differ in their partition counts, or a leader does not appear.
 
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap_servers)
+    admin = AIOKafkaAdminClient(**connection_arguments(settings.kafka))
     try:
         await admin.start()
     except KafkaError as exc:
@@ -136,7 +137,7 @@ def check_partitions(counts: dict[str, int], settings: Settings) -> None:
 
 async def delete_topics(settings: Settings) -> None:
     """Delete all topics of the contract and wait until they are gone; for demos and tests."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap_servers)
+    admin = AIOKafkaAdminClient(**connection_arguments(settings.kafka))
     await admin.start()
     try:
         wanted = {spec.name for spec in topic_specs(settings)}

@@ -19,6 +19,7 @@ import numpy as np
 from aiokafka.errors import KafkaError
 
 from agents.topics import WORKER_STATS
+from app.connections import connection_arguments
 from app.errors import DeliveryError
 from app.process_figures import process_figures
 from schemas.columnar import Encoder
@@ -202,7 +203,7 @@ class WorkerStats:
     async def _follow_until_error(self) -> None:
         partition = aiokafka.TopicPartition(WORKER_STATS, 0)
         consumer = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=self._settings.kafka.bootstrap_servers,
+            **connection_arguments(self._settings.kafka),
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="latest",

@@ -15,13 +15,16 @@ import faust
 from faust.types.enums import ProcessingGuarantee
 from yarl import URL
 
+from app.connections import connection_arguments
 from app.errors import PartitionMismatch, SettingsError, TopicError
 from app.transport import BatchTransport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from app.settings import Settings
+    from faust.auth import Credentials
+
+    from app.settings import KafkaSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ def make_app(settings: Settings, role: str, batch_topics: list[str], *, linger_m
     kafka, web = settings.kafka, settings.web
     app = SluiceApp(
         f"{settings.deployment}-{role}",
+        broker_credentials=broker_credentials(kafka),
         broker=[URL(f"kafka://{server.strip()}") for server in kafka.bootstrap_servers.split(",")],
         store="memory://",
         topic_disable_leader=True,
@@ -90,6 +94,25 @@ def make_app(settings: Settings, role: str, batch_topics: list[str], *, linger_m
     })  # fmt: skip
     app.transport = transport(app.conf.broker_consumer, app)
     return app
+
+
+def broker_credentials(kafka: KafkaSettings) -> Credentials | None:
+    """How Faust's clients encrypt and say who we are; None where they do neither.
+
+    Raises:
+        SettingsError: the settings do not fit together.
+
+    """
+    arguments = connection_arguments(kafka)
+    context = arguments.get("ssl_context")
+    if "sasl_mechanism" in arguments:
+        return faust.SASLCredentials(
+            username=arguments["sasl_plain_username"],
+            password=arguments["sasl_plain_password"],
+            mechanism=arguments["sasl_mechanism"],
+            ssl_context=context,
+        )
+    return None if context is None else faust.SSLCredentials(context)
 
 
 async def wait_for_broker(attempt: Callable[[], Awaitable[Any]], *, timeout_s: float = BROKER_WAIT_S) -> Any:  # noqa: ANN401

@@ -19,16 +19,18 @@ from redis.exceptions import InvalidResponse, RedisError
 from redis.retry import Retry
 
 from app.breaker import Breaker
+from app.connections import store_arguments
 from app.errors import FeatureStoreError
+from app.settings import RedisSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from redis.asyncio.connection import AbstractConnection
 
     from app.models.spec import FeatureView
-    from app.settings import RedisSettings
 
 NUMPY_TYPES = {"f4": "<f4", "f8": "<f8", "i8": "<i8"}
 SEPARATOR = "|"
@@ -150,7 +152,7 @@ class RedisFeatureStore:
     def __init__(self, settings: RedisSettings, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self._timeout_s = settings.timeout_ms / 1000
         self._connect_timeout_s = settings.connect_timeout_ms / 1000
-        self._pool = ConnectionPool.from_url(settings.url, protocol=2)
+        self._pool = ConnectionPool.from_url(settings.url, protocol=2, **store_arguments(settings))
         self._pool.connection_kwargs |= {
             "socket_timeout": None,
             "socket_connect_timeout": self._connect_timeout_s,
@@ -329,11 +331,16 @@ class FeatureWriter:
     Args:
         redis_url: of the store.
         views: those that will be written.
+        ssl_ca_file: who may vouch for a store at ``rediss://``; None: the system's authorities.
+
+    Raises:
+        SettingsError: ``ssl_ca_file`` for an address that does not encrypt.
 
     """
 
-    def __init__(self, redis_url: str, views: Sequence[FeatureView]) -> None:
-        self._client = redis.asyncio.Redis.from_url(redis_url)
+    def __init__(self, redis_url: str, views: Sequence[FeatureView], *, ssl_ca_file: Path | None = None) -> None:
+        settings = RedisSettings(url=redis_url, ssl_ca_file=ssl_ca_file)
+        self._client = redis.asyncio.Redis.from_url(settings.url, **store_arguments(settings))
         self._codecs = {view.name: ViewCodec(view) for view in views}
 
     async def put(self, view: str, rows: Sequence[tuple[Sequence[str], int, Mapping[str, float]]]) -> None:

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from app.errors import SettingsError
 
@@ -22,16 +22,37 @@ PLAIN_VARIABLES = {
     "REDIS_URL": ("redis", "url"),
     "SCHEMA_REGISTRY_URL": ("schemas", "registry_url"),
 }
+SECRETS = {"kafka.sasl_password", "redis.url"}
+"""No message shows their values; nor that of a whole group, which may hold one."""
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A wrong value may be a password, and pydantic's own error would show it in a traceback.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class KafkaSettings(_Group):
     """Connection to the brokers."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        Field(description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL; SSL encrypts, SASL says who we are"),
+    ] = "PLAINTEXT"
+    ssl_ca_file: Annotated[
+        Path | None, Field(description="PEM: who may vouch for brokers; none: the authorities of the system")
+    ] = None
+    ssl_cert_file: Annotated[Path | None, Field(description="PEM: our certificate, for brokers that ask for one")] = (
+        None
+    )
+    ssl_key_file: Annotated[
+        Path | None, Field(description="PEM: its key, without a passphrase; none: it is in ssl_cert_file too")
+    ] = None
+    sasl_mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Field(description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    ] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: Annotated[SecretStr | None, Field(description="never shown")] = None
     partitions: Annotated[int, Field(ge=1, le=4096, description="of every data topic, when we create it")] = 4
     replication: Annotated[int, Field(ge=1, le=9)] = 1
     session_timeout_s: Annotated[float, Field(ge=1, le=300, description="fail-over time after a kill -9")] = 6.0
@@ -48,7 +69,12 @@ class KafkaSettings(_Group):
 class RedisSettings(_Group):
     """The online feature store."""
 
-    url: str = "redis://127.0.0.1:6379/0"
+    url: Annotated[str, Field(description="rediss:// encrypts; user and password may stand in it")] = (
+        "redis://127.0.0.1:6379/0"
+    )
+    ssl_ca_file: Annotated[
+        Path | None, Field(description="PEM: who may vouch for a store at rediss://; none: the system's authorities")
+    ] = None
     timeout_ms: Annotated[float, Field(gt=0, le=20, description="of one round trip; the hard cap is 20 ms")] = 20.0
     connect_timeout_ms: Annotated[
         float, Field(gt=0, le=5000, description="of a new connection; requests wait for it timeout_ms at most")
@@ -269,7 +295,8 @@ def _explain(error: Any, origins: dict[str, str]) -> str:  # noqa: ANN401 - pyda
     if error["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(path, _known_paths(), n=1, cutoff=0.0)[0]
         return f"setting {path} ({origin}) is unknown; did you mean {nearest}?"
-    return f"setting {path} ({origin}): {error['msg']}, got {error['input']!r}"
+    got = f", got {error['input']!r}" if path in _known_paths() and path not in SECRETS else ""
+    return f"setting {path} ({origin}): {error['msg']}{got}"
 
 
 def _known_paths() -> list[str]:

@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from app.connections import connection_arguments
 from app.errors import TopicError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ async def find_cluster(kafka: KafkaSettings) -> Cluster:
         TopicError: no broker answers.
 
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    admin = AIOKafkaAdminClient(**connection_arguments(kafka))
     try:
         await admin.start()
         described = await admin.describe_topics()
@@ -166,7 +167,7 @@ async def open_reader(kafka: KafkaSettings) -> AsyncIterator[TopicReader]:
 
     """
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=kafka.bootstrap_servers,
+        **connection_arguments(kafka),
         group_id=None,
         enable_auto_commit=False,
         isolation_level="read_committed",

@@ -24,7 +24,7 @@ class RebuildError(RuntimeError):
 
 
 async def read_ranges(
-    bootstrap_servers: str,
+    connection: Mapping[str, Any],
     ranges: Mapping[tuple[str, int], tuple[int, int]],
     handle: Callable[[RecordBatch], Awaitable[None]],
     *,
@@ -33,7 +33,7 @@ async def read_ranges(
     """Hand over the records of ranges of offsets, in order for each partition, the partitions taking turns.
 
     Args:
-        bootstrap_servers: of the brokers.
+        connection: arguments of a consumer that say where the brokers are, and who we are.
         ranges: topic and partition to first offset and end (exclusive). A start that retention has deleted moves up.
         handle: awaited for each batch.
         max_records: records of one batch at most.
@@ -45,9 +45,7 @@ async def read_ranges(
     ends = {TopicPartition(*tp): end for tp, (start, end) in ranges.items() if start < end}
     if not ends:
         return
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap_servers, group_id=None, enable_auto_commit=False, isolation_level="read_committed"
-    )
+    consumer = AIOKafkaConsumer(**connection, group_id=None, enable_auto_commit=False, isolation_level="read_committed")
     await consumer.start()
     try:
         consumer.assign(list(ends))

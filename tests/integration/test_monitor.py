@@ -20,6 +20,7 @@ from sklearn.metrics import brier_score_loss, precision_score, recall_score, roc
 
 from agents.outcomes import OutcomeMonitor, PartitionNotOwned
 from agents.topics import LABELLED, MONITOR_EVENTS, OUTCOMES, OUTCOMES_DLQ, PREDICTIONS, delete_topics, ensure_topics
+from app.connections import connection_arguments
 from app.producer import OutputProducer
 from app.settings import Settings, load_settings
 from monitors.rebuild import read_ranges
@@ -178,7 +179,7 @@ async def _play(stream: Stream, monitor: OutcomeMonitor) -> dict[tuple[str, int]
         await monitor.handle(batch)
         committed[batch.topic, batch.partition] = batch.next_offset
 
-    await read_ranges(stream.settings.kafka.bootstrap_servers, ALL, take, max_records=100)
+    await read_ranges(connection_arguments(stream.settings.kafka), ALL, take, max_records=100)
     return committed
 
 
@@ -277,7 +278,7 @@ async def test_a_cancelled_step_is_finished_before_the_store_closes(stream: Stre
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    await read_ranges(stream.settings.kafka.bootstrap_servers, ALL, take_and_cancel)
+    await read_ranges(connection_arguments(stream.settings.kafka), ALL, take_and_cancel)
     await monitor.stop()
     again = await stream.monitor(producer, {})
     assert again.snapshot()["counters"]["joined"] == ROWS
@@ -299,7 +300,7 @@ async def test_a_batch_of_a_partition_that_is_not_owned_is_refused(stream: Strea
             assert batch.partition == 1
             refused += 1
 
-    await read_ranges(stream.settings.kafka.bootstrap_servers, ALL, take)
+    await read_ranges(connection_arguments(stream.settings.kafka), ALL, take)
     assert refused > 0
     assert monitor.snapshot()["counters"]["joined"] == (stream.frame["partition"] == 0).sum()
     await monitor.stop()
