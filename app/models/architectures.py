@@ -1,7 +1,7 @@
 """The allow-list of networks that a bundle may name: the code is the operator's, the bundle brings only numbers.
 
 Three ways lead onto it: the networks that come with Sluice, entry points of the group ``sluice.architectures`` of
-installed packages, and ``register_architecture`` in a module that the setting ``models.architecture_modules`` names.
+installed packages, and ``register_architecture`` in a module that the setting ``models.architectures`` names.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def load_architecture_modules(names: Iterable[str]) -> None:
     """Import the modules that register the operator's own networks; once, before any bundle is opened.
 
     Args:
-        names: dotted, importable; the setting ``models.architecture_modules``.
+        names: dotted, importable; the setting ``models.architectures``.
 
     Raises:
         SettingsError: one cannot be imported, or registers a name that is taken.
@@ -95,7 +95,7 @@ def load_architecture_modules(names: Iterable[str]) -> None:
         try:
             importlib.import_module(name)
         except ImportError as exc:
-            msg = f"models.architecture_modules: {name} cannot be imported ({exc}); install it beside Sluice"
+            msg = f"models.architectures: {name} cannot be imported ({exc}); install it beside Sluice"
             raise SettingsError(msg) from exc
 
 

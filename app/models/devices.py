@@ -110,22 +110,3 @@ def raise_if_lost(error: RuntimeError, device: str) -> None:
         # Whatever kernel failed, the CUDA context of this process gives nothing but errors from here on.
         msg = f"{device}: lost ({first_line}); restart the worker to use it again"
         raise DeviceLost(msg) from error
-
-
-def budget_bytes(device: str, setting_mb: int | None) -> int | None:
-    """What all models on a device may take.
-
-    Args:
-        device: as ``parse_devices`` gives it.
-        setting_mb: ``models.memory_budget_mb``; wins.
-
-    Returns:
-        By default nine tenths of a CUDA device (activations need the rest); None, no bound, for the CPU, whose mapped
-        weights the system drops by itself.
-
-    """
-    if setting_mb is not None:
-        return setting_mb * 2**20
-    if device == "cpu":
-        return None
-    return torch.cuda.get_device_properties(device).total_memory * 9 // 10

@@ -16,7 +16,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A loaded model.
+    """An instance of a loaded model; a model that goes takes all of its instances along.
 
     Attributes:
         key: name and version.
@@ -54,19 +54,22 @@ def plan_unloads(residents: Sequence[Resident], *, device: str, needed_bytes: in
     """
     here = [resident for resident in residents if resident.device == device]
     free_bytes = budget_bytes - sum(resident.memory_bytes for resident in here)
+    pinned = {resident.key for resident in here if resident.is_pinned}
     unloads: list[Key] = []
-    for resident in sorted(here, key=lambda r: (r.last_used_s, r.key)):
+    for key in dict.fromkeys(r.key for r in sorted(here, key=lambda r: (r.last_used_s, r.key))):
         if free_bytes >= needed_bytes:
             break
-        if not resident.is_pinned:
-            unloads.append(resident.key)
-            free_bytes += resident.memory_bytes
+        if key not in pinned:
+            unloads.append(key)
+            free_bytes += sum(resident.memory_bytes for resident in here if resident.key == key)
     if free_bytes >= needed_bytes:
         return unloads
-    kept = ", ".join(f"{r.key[0]} version {r.key[1]} ({_mib(r.memory_bytes)})" for r in here if r.is_pinned) or "none"
+    kept = (
+        ", ".join(f"{r.key[0]} version {r.key[1]} ({_mib(r.memory_bytes)})" for r in here if r.key in pinned) or "none"
+    )
     msg = (
         f"{device}: {_mib(needed_bytes)} do not fit into the budget of {_mib(budget_bytes)} beside the pinned models"
-        f" ({kept}); raise models.memory_budget_mb, pin fewer, or use another device"
+        f" ({kept}); raise models.memory_mb, pin fewer, or use another device"
     )
     raise DeviceFull(msg)
 

@@ -10,6 +10,8 @@ import torch
 
 from app.errors import BundleError
 from app.models.compiled import compile_for_bucket
+from app.models.compute_threads import lower_priority as lower_priority  # noqa: PLC0414 - until the manager names it
+from app.models.compute_threads import set_compute_threads as set_compute_threads  # noqa: PLC0414 - until main does
 from app.models.devices import choose_device, raise_if_lost
 from app.models.loading import load_network
 from app.models.precision import DTYPES
