@@ -100,14 +100,12 @@ def stable_hash(column: TextColumn) -> NDArray[np.uint32]:
         ['0xab3e7c0b', '0x1a80b1b3']
 
     """
-    lengths = column.lengths if column.valid is None else np.where(column.valid, column.lengths, 0)
-    long = np.flatnonzero(lengths > HASHED_BYTES)
-    if not long.size:
-        return _mixed(_fnv1a(column.data, column.starts, lengths))
-    digests = [hashlib.sha256(raw or b"").hexdigest() for raw in column.take(long).to_bytes_list()]
-    short = np.where(lengths > HASHED_BYTES, 0, lengths)
-    found = _mixed(_fnv1a(column.data, column.starts, short))
-    found[long] = stable_hash(TextColumn.from_values(digests))
+    is_long = column.lengths > HASHED_BYTES
+    found = _mixed(_fnv1a(column.data, column.starts, np.where(is_long, 0, column.lengths)))
+    if is_long.any():
+        whole = column.take(np.flatnonzero(is_long)).to_bytes_list()
+        digests = [hashlib.sha256(raw or b"").hexdigest() for raw in whole]
+        found[is_long] = stable_hash(TextColumn.from_values(digests))
     return found
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from app.models.spec import Feature
 
-CHARACTERS_A_TOKEN = 64
+CHARACTERS_A_TOKEN = 32
 """Only so many characters a token of ``max_tokens`` are read: a text of a megabyte must not hold up its batch."""
 PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>")
 PROBE = "Aa zq 09 \u00e9 \u4e2d \U0001f980"

@@ -125,6 +125,8 @@ def test_the_score_may_be_that_of_a_label() -> None:
     assert scored.raw == pytest.approx([0.2, 0.1, 0.35])
     assert scored.score == pytest.approx(softmax(LOGITS / 2)[:, 2])
     assert _decisions(scored) == ["cat", "dog", "cat"]
+    compared = _apply(LOGITS, **CLASSES, score="eel", thresholds={"cat": 0.1, "dog": 0.2, "eel": 0.3})
+    assert compared.threshold.tolist() == [0.1, 0.2, 0.1], "the threshold is that of the label that is decided"
 
 
 def test_several_sigmoid_outputs_are_each_decided_by_themselves() -> None:
@@ -231,3 +233,12 @@ def test_label_sets_are_told_apart(width: int, data: st.DataObject) -> None:
     index, texts = joined_labels(np.array(rows, bool).reshape(-1, width), names, None)
     expected = [",".join(itertools.compress(names, row)) or None for row in rows]
     assert [None if i < 0 else texts[i] for i in index.tolist()] == expected
+
+
+@pytest.mark.parametrize("width", [8, 9, 64, 65, 200])
+def test_label_sets_that_differ_in_the_last_label_alone_are_told_apart(width: int) -> None:
+    """Also beyond what fits into one machine word."""
+    reached = np.zeros((2, width), bool)
+    reached[1, -1] = True
+    index, texts = joined_labels(reached, [f"n{i}" for i in range(width)], "none")
+    assert [texts[i] for i in index.tolist()] == ["none", f"n{width - 1}"]

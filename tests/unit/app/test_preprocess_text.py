@@ -83,7 +83,7 @@ def test_the_files_own_padding_names_the_id_but_not_the_length(tmp_path: Path) -
 
 
 def test_only_the_beginning_of_a_huge_text_is_read(tmp_path: Path) -> None:
-    """What lies behind 64 characters a token changes nothing."""
+    """What lies behind so many characters a token changes nothing."""
     _save(tmp_path, special=False)
     reader = TokenizedText(_feature(), tmp_path)
     blank = " " * (CHARACTERS_A_TOKEN * 4)
