@@ -75,6 +75,24 @@ def pack_sample(repository: Path, spec: ModelSpec | None = None) -> Path:
     return pack_bundle(repository, spec, sample_module(spec), calibration, reference)
 
 
+def training_frame(rows: int, seed: int = 7) -> pd.DataFrame:
+    """Rows of raw features as a training script has them, some of each missing."""
+    random = np.random.default_rng(seed)
+    frame = pd.DataFrame({
+        "departure": EVENT_TIME_US + random.integers(0, 7 * 86_400_000_000, rows),
+        "distance": random.normal(1000.0, 500.0, rows),
+        "carrier": random.choice(["AA", "B6", "UA", "ZZ"], rows).astype(object),
+        "tailnum": "N1",
+        "gate": random.integers(0, 3, rows).astype(np.float64),
+        "night": (random.random(rows) < 0.5).astype(object),
+        "delay": random.normal(10.0, 20.0, rows),
+        "gust": random.random(rows),
+    })  # fmt: skip
+    for i, name in enumerate(("carrier", "gate", "night", "delay", "gust")):
+        frame.loc[frame.index % 7 == i, name] = None
+    return frame
+
+
 def request(number: int, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of a request
     """Request ``number`` as a record; keys of ``changes`` are envelope fields or features."""
     features = {

@@ -20,7 +20,6 @@ from app.models.bundle_files import (
     PARITY,
     REFERENCE,
     SPEC,
-    WARMUP,
     WEIGHTS,
     check_all_named,
     check_names,
@@ -79,11 +78,6 @@ class Bundle:
     def parity_path(self) -> Path | None:
         """Rows with what they came to when the bundle was packed; None: it was packed without."""
         return self._path(PARITY)
-
-    @property
-    def warmup_path(self) -> Path | None:
-        """Raw feature rows to warm up with; None: there are none."""
-        return self._path(WARMUP)
 
     @property
     def program_path(self) -> Path:

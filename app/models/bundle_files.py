@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SPEC, WEIGHTS, EXPORTED = "model.yaml", "weights.safetensors", "network.pt2"
-CALIBRATION, REFERENCE = "calibration.json", "reference.parquet"
-PARITY, WARMUP = "parity.parquet", "warmup.parquet"
+CALIBRATION, REFERENCE, PARITY = "calibration.json", "reference.parquet", "parity.parquet"
 
 MEBIBYTE = 2**20
 MAX_SPEC_BYTES = 4 * MEBIBYTE
@@ -36,7 +35,6 @@ MAX_BYTES = {
     CALIBRATION: 16 * MEBIBYTE,
     REFERENCE: 2048 * MEBIBYTE,
     PARITY: 256 * MEBIBYTE,
-    WARMUP: 256 * MEBIBYTE,
 }
 """Files that are read into memory, by name; other files are bounded by ``MAX_BUNDLE_BYTES``, tokenizers like these."""
 MAX_TOKENIZER_BYTES = 256 * MEBIBYTE

@@ -1,23 +1,189 @@
-"""Writing a bundle: complete, or not at all."""
+"""Writing a bundle: complete, checked against training, or not at all."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
 from app.errors import BundleError
-from app.models.bundle_files import CALIBRATION, REFERENCE, SPEC, WEIGHTS, sha256_of
+from app.models.archive import strip_archive
+from app.models.bundle import Bundle, preprocess_digest
+from app.models.bundle_files import CALIBRATION, EXPORTED, PARITY, REFERENCE, SPEC, WEIGHTS, sha256_of
+from app.postprocess import check_calibration
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     import pandas as pd
-    import torch
+    from torch import nn
 
     from app.calibration import Calibration
     from app.models.spec import ModelSpec
+
+
+def pack_bundle(  # noqa: PLR0913 - one argument a part of the bundle
+    repository: Path,
+    spec: ModelSpec,
+    module: nn.Module | Path | None,
+    calibration: Calibration,
+    reference: pd.DataFrame | None = None,
+    *,
+    sample: pd.DataFrame | None = None,
+    tokenizers: Mapping[str, Path] | None = None,
+    exported: Path | None = None,
+) -> Path:
+    """Write a bundle, after rows from training gave the same scores as served; complete or not at all.
+
+    Args:
+        repository: root folder of all models.
+        spec: without digests; they are filled in.
+        module: the trained network, whose state goes into ``weights.safetensors``, or a safetensors file of it. With
+            ``exported``: what the program was made from, to compare with, or None.
+        calibration: fitted on data the network has not seen.
+        reference: raw features as used, ``raw_score``, ``score`` and ``label``; None: no drift is judged of this
+            version.
+        sample: raw features of training rows for the parity check; None: the first rows of ``reference``, when it has
+            all model inputs.
+        tokenizers: file of each tokenizer that text features name.
+        exported: the program of ``torch.export`` when ``spec.weights`` is pt2; its example inputs are left out.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BundleError: this version exists already (versions are never overwritten), parts do not fit together, or
+            training and serving give different scores.
+        UnsafeBundle: the exported program holds pickles.
+
+    """
+    target = repository / spec.name / str(spec.version)
+    _refuse_existing(target, repository, spec)
+    _check_parts(spec, calibration, module, exported, set(tokenizers or {}))
+    with _draft_of(target) as draft:
+        _write_network(draft, module, exported)
+        (draft / CALIBRATION).write_text(calibration.to_json())
+        for name, path in (tokenizers or {}).items():
+            shutil.copyfile(path, draft / name)
+        if reference is not None:
+            _write_reference(draft, spec, reference)
+        bundle = _draft_bundle(draft, spec, calibration)
+        spec = _check_parity(bundle, module, _sample_of(spec, sample, reference))
+        (draft / SPEC).write_text(_yaml(spec.model_copy(update={"files": _digests(draft)})))
+        draft.chmod(0o755)
+        try:
+            draft.rename(target)
+        except OSError:  # somebody was faster
+            _refuse_existing(target, repository, spec)
+            raise
+    return target
+
+
+def _refuse_existing(target: Path, repository: Path, spec: ModelSpec) -> None:
+    if target.exists():
+        msg = f"{spec.name} version {spec.version} exists in {repository}; choose the next version"
+        raise BundleError(msg)
+
+
+def _check_parts(
+    spec: ModelSpec,
+    calibration: Calibration,
+    module: nn.Module | Path | None,
+    exported: Path | None,
+    tokenizers: set[str],
+) -> None:
+    if (spec.weights == "pt2") != (exported is not None):
+        msg = f"weights: {spec.weights} is declared; give an exported program with pt2, and only then"
+        raise BundleError(msg)
+    if module is None and exported is None:
+        msg = "weights: safetensors is declared; give the trained module, or its safetensors file"
+        raise BundleError(msg)
+    if tokenizers != set(spec.tokenizer_files()):
+        wanted = ", ".join(spec.tokenizer_files()) or "none"
+        msg = f"tokenizers: the features name {wanted}; given: {', '.join(sorted(tokenizers)) or 'none'}"
+        raise BundleError(msg)
+    check_calibration(spec.output, calibration)
+
+
+@contextmanager
+def _draft_of(target: Path) -> Iterator[Path]:
+    """A folder beside the target, gone afterwards unless it was renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_network(draft: Path, module: nn.Module | Path | None, exported: Path | None) -> None:
+    from safetensors.torch import save_file  # noqa: PLC0415 - brings torch; a command that packs nothing is spared it
+
+    from app.models.weights import mapped_weights  # noqa: PLC0415 - likewise
+
+    if exported is not None:
+        strip_archive(exported, draft / EXPORTED)
+    elif isinstance(module, Path):
+        mapped_weights(module)  # what is none is refused under the name that the person knows
+        shutil.copyfile(module, draft / WEIGHTS)
+    elif module is not None:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+        save_file(state, draft / WEIGHTS)
+
+
+def _write_reference(draft: Path, spec: ModelSpec, reference: pd.DataFrame) -> None:
+    keys_only = [f.name for f in spec.features if not f.model_input]  # a tail number is new every day: that is no drift
+    reference.drop(columns=keys_only, errors="ignore").to_parquet(draft / REFERENCE, index=False)
+
+
+def _draft_bundle(draft: Path, spec: ModelSpec, calibration: Calibration) -> Bundle:
+    """The draft as the serving path takes it; its digests come last, since parity is one of its files."""
+    return Bundle(
+        folder=draft,
+        spec=spec,
+        calibration=calibration,
+        sha256="",
+        preprocess_sha256=preprocess_digest(spec),
+        calibration_sha256="",
+        is_trusted=True,  # whoever packs a program has made or chosen it
+    )
+
+
+def _sample_of(spec: ModelSpec, sample: pd.DataFrame | None, reference: pd.DataFrame | None) -> pd.DataFrame | None:
+    from app.models.parity import missing_columns  # noqa: PLC0415 - brings torch, see above
+
+    if sample is not None:
+        missing = missing_columns(spec, sample)
+        if missing or sample.empty:
+            msg = f"sample: {'lacks ' + ', '.join(missing) if missing else 'has no row'}; give rows with all features"
+            raise BundleError(msg)
+        return sample
+    has_all = reference is not None and not reference.empty and not missing_columns(spec, reference)
+    return reference if has_all else None
+
+
+def _check_parity(bundle: Bundle, module: nn.Module | Path | None, sample: pd.DataFrame | None) -> ModelSpec:
+    """The specification, completed by what the check measured."""
+    from app.models.parity import precision_error, record_parity  # noqa: PLC0415 - brings torch, see above
+
+    if sample is None:
+        return bundle.spec
+    record_parity(bundle, None if isinstance(module, Path) else module, sample, bundle.folder / PARITY)
+    if bundle.spec.precision == "fp32":
+        return bundle.spec
+    return bundle.spec.model_copy(update={"precision_error": precision_error(bundle, sample)})
+
+
+def _digests(draft: Path) -> dict[str, str]:
+    """Those of all files, the network's first."""
+    fixed = [WEIGHTS, EXPORTED, CALIBRATION, REFERENCE, PARITY]
+    order = {name: place for place, name in enumerate(fixed)}
+    names = sorted((path.name for path in draft.iterdir()), key=lambda name: (order.get(name, len(order)), name))
+    return {name: sha256_of(draft / name) for name in names}
 
 
 class _PlainDumper(yaml.SafeDumper):
@@ -28,48 +194,7 @@ class _PlainDumper(yaml.SafeDumper):
         return True
 
 
-def pack_bundle(
-    repository: Path, spec: ModelSpec, module: torch.nn.Module, calibration: Calibration, reference: pd.DataFrame
-) -> Path:
-    """Write a bundle; complete or not at all.
-
-    Args:
-        repository: root folder of all models.
-        spec: without digests; they are filled in.
-        module: the trained network; its state goes into ``weights.safetensors``.
-        calibration: fitted on data the network has not seen.
-        reference: raw features as used, ``raw_score``, ``score`` and ``label``.
-
-    Returns:
-        The folder.
-
-    Raises:
-        BundleError: this version exists already; versions are never overwritten.
-
-    """
-    from safetensors.torch import save_file  # noqa: PLC0415 - see Bundle.weights
-
-    target = repository / spec.name / str(spec.version)
-    if target.exists():
-        msg = f"{spec.name} version {spec.version} exists in {repository}; choose the next version"
-        raise BundleError(msg)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{spec.version}-", dir=target.parent))
-    try:
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-        save_file(state, draft / WEIGHTS)
-        (draft / CALIBRATION).write_text(calibration.to_json())
-        keys_only = [
-            f.name for f in spec.features if not f.model_input
-        ]  # a tail number is new every day: that is no drift
-        reference.drop(columns=keys_only, errors="ignore").to_parquet(draft / REFERENCE, index=False)
-        files = {name: sha256_of(draft / name) for name in (WEIGHTS, CALIBRATION, REFERENCE)}
-        document = spec.model_copy(update={"files": files}).model_dump(mode="json", exclude_defaults=True)
-        text = yaml.dump({"format": spec.format, **document}, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
-        (draft / SPEC).write_text(text)
-        draft.chmod(0o755)
-        draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    return target
+def _yaml(spec: ModelSpec) -> str:
+    document = spec.model_dump(mode="json", exclude_defaults=True)
+    text: str = yaml.dump({"format": spec.format, **document}, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+    return text

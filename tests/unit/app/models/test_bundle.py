@@ -15,21 +15,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from app.calibration import Calibration
 from app.errors import BundleError, DigestMismatch, UnsafeBundle
-from app.models.bundle import (
-    CALIBRATION,
-    MAX_SPEC_BYTES,
-    REFERENCE,
-    SPEC,
-    WEIGHTS,
-    latest_version,
-    open_bundle,
-    pack_bundle,
-    read_spec,
-    versions,
-)
+from app.models.bundle import latest_version, open_bundle, read_spec, versions
+from app.models.bundle_files import CALIBRATION, MAX_SPEC_BYTES, REFERENCE, SPEC, WEIGHTS
+from app.models.packing import pack_bundle
 from app.models.runtime import ScoringModel
-from app.postprocess import Calibration
 from tests.samples import pack_sample, sample_module, sample_spec
 
 if TYPE_CHECKING:
@@ -111,7 +102,7 @@ def test_a_pack_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     """Half a bundle is never seen."""
     spec = sample_spec()
     with pytest.raises(AttributeError):
-        pack_bundle(tmp_path, spec, sample_module(spec), Calibration(), None)  # type: ignore[arg-type]
+        pack_bundle(tmp_path, spec, sample_module(spec), Calibration(), 7)  # type: ignore[arg-type]
     assert list((tmp_path / spec.name).iterdir()) == []
 
 
