@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
-from app.connections import connection_arguments
+from app.connections import access_hint, connection_arguments
 from app.errors import PartitionMismatch, TopicError
 from schemas.topic_names import (
     LABELLED,
@@ -105,7 +105,7 @@ async def ensure_topics(settings: Settings) -> dict[str, int]:
     except KafkaError as exc:
         msg = (
             f"no Kafka at {settings.kafka.bootstrap_servers} ({exc}); start one with `sluice up`, "
-            "or set KAFKA_BOOTSTRAP_SERVERS"
+            f"or set KAFKA_BOOTSTRAP_SERVERS{access_hint(settings.kafka)}"
         )
         raise TopicError(msg) from exc
     try:

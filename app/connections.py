@@ -53,6 +53,25 @@ def connection_arguments(kafka: KafkaSettings) -> dict[str, Any]:
     return arguments
 
 
+def access_hint(kafka: KafkaSettings) -> str:
+    """What else may be wrong when no broker answers, as the end of a message; empty where there is nothing else.
+
+    Example:
+        >>> from app.settings import KafkaSettings
+        >>> access_hint(KafkaSettings())
+        ''
+        >>> access_hint(KafkaSettings(security_protocol="SSL"))
+        '; it is asked by SSL: aiokafka has logged what was wrong with certificate, name or password'
+
+    """
+    if kafka.security_protocol == "PLAINTEXT":
+        return ""
+    return (
+        f"; it is asked by {kafka.security_protocol}: aiokafka has logged what was wrong with certificate, name or "
+        "password"
+    )
+
+
 def store_arguments(redis: RedisSettings) -> dict[str, Any]:
     """Arguments of redis-py's ``from_url``, beside the address.
 

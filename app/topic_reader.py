@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from app.connections import connection_arguments
+from app.connections import access_hint, connection_arguments
 from app.errors import TopicError
 
 if TYPE_CHECKING:
@@ -186,5 +186,5 @@ async def open_reader(kafka: KafkaSettings) -> AsyncIterator[TopicReader]:
 def _unreachable(kafka: KafkaSettings, cause: Exception) -> TopicError:
     return TopicError(
         f"Kafka at {kafka.bootstrap_servers} does not answer ({cause}); start it (`sluice up`), "
-        "or set KAFKA_BOOTSTRAP_SERVERS"
+        f"or set KAFKA_BOOTSTRAP_SERVERS{access_hint(kafka)}"
     )

@@ -98,6 +98,7 @@ def test_who_does_not_fit_is_refused(
         asyncio.run(topics.ensure_topics(settings_of(environment, tmp_path)))
     done = CliRunner(env=environment).invoke(cli.cli, ["dlq", "list"])
     assert isinstance(done.exception, TopicError)
+    assert f"it is asked by {listener}" in str(done.exception)
     assert PASSWORD not in f"{refused.value}{done.output}{done.exception}{caplog.text}"
 
 
