@@ -69,7 +69,7 @@ def plan_unloads(residents: Sequence[Resident], *, device: str, needed_bytes: in
     )
     msg = (
         f"{device}: {_mib(needed_bytes)} do not fit into the budget of {_mib(budget_bytes)} beside the pinned models"
-        f" ({kept}); raise models.memory_mb, pin fewer, or use another device"
+        f" ({kept or 'none'}); raise models.memory_mb, pin fewer, or use another device"
     )
     raise DeviceFull(msg)
 
