@@ -2,7 +2,7 @@
 
 The producer's id is bound to the partition, not to the worker: whoever takes the partition over starts a producer with
 the same id before it fetches the offset, and with that the brokers abort what the former owner had open and refuse
-what it still sends (KIP-98; aiokafka speaks no newer protocol).
+what it still sends (KIP-98).
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class ExactlyOnce:
         self._settings, self._group_id, self._ledger = settings, group_id, ledger
         self._metrics, self._on_failure = metrics, on_failure
         self._lanes: dict[Partition, _LaneRunner] = {}
+        self._has_failed = False
 
     async def assigned(self, partitions: Collection[Partition]) -> None:
         """See ``Delivery``: fences the former owners.
@@ -100,8 +101,13 @@ class ExactlyOnce:
         self._metrics.observe_us("transaction_commit_duration", int((time.monotonic() - started_s) * 1e6))
 
     def failed(self, exc: BaseException) -> None:
-        """The fate of a transaction is unknown, or its producer was fenced: crash, start again, read again."""
-        self._on_failure(exc)
+        """The fate of a transaction is unknown, or its producer was fenced: crash, start again, read again.
+
+        One fault fails every parcel that it meets; the first says it all.
+        """
+        if not self._has_failed:
+            self._has_failed = True
+            self._on_failure(exc)
 
 
 class _LaneRunner:

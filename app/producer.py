@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import aiokafka
 
 from app.errors import DeliveryError
-from app.transport import append_records, never_repeat_commits
+from app.transaction_protocol import prepare_transactions
+from app.transport import append_records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,9 +84,9 @@ class OutputProducer:
             max_request_size=4 * self._settings.producer_batch_bytes,
             request_timeout_ms=int(self._settings.request_timeout_s * 1000),
         )
-        if self._transactional_id is not None:
-            never_repeat_commits(self._producer)
         await self._producer.start()
+        if self._transactional_id is not None:
+            await prepare_transactions(self._producer)
 
     async def begin_transaction(self) -> None:
         """What is sent from now on belongs to one transaction."""

@@ -1,7 +1,8 @@
 """A Faust transport that hands an agent whole record batches.
 
-Everything that touches private names of Faust or aiokafka stands here; ``tests/unit/app/test_transport_contract.py``
-fails when an upgrade moves one of them. Faust 0.15.3, aiokafka 0.14.0.
+Everything that touches private names of Faust or aiokafka stands here, or in ``app/transaction_protocol.py`` for
+transactions; ``tests/unit/app/test_transport_contract.py`` fails when an upgrade moves one of them. Faust 0.15.3,
+aiokafka 0.14.0.
 
 For the topics in ``BatchTransport.batch_topics`` an event's value is a ``Fetch``, one ``RecordBatch`` a partition: no
 object is built for a record that nobody reads. Other topics are delivered record by record, as Faust does it.
@@ -18,8 +19,7 @@ import faust
 import numpy as np
 from aiokafka.consumer import fetcher as fetcher_module
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult
-from aiokafka.errors import ConsumerStoppedError, CorruptRecordException, KafkaError, NodeNotReadyError
-from aiokafka.protocol.transaction import EndTxnRequest, TxnOffsetCommitRequest
+from aiokafka.errors import ConsumerStoppedError, CorruptRecordException
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP, ConsumerMessage
 
@@ -167,33 +167,6 @@ async def committed_offsets(app: faust.App, partitions: list[tuple[str, int]]) -
         offset = await thread.call_thread(thread._ensure_consumer().committed, TP(*tp))  # noqa: SLF001
         found[tp] = int(offset or 0)
     return found
-
-
-class UnknownFate(RuntimeError):
-    """Whether a commit was applied is not known; only a new producer with the same id can tell."""
-
-
-def never_repeat_commits(producer: aiokafka.AIOKafkaProducer) -> None:
-    """Let a transactional producer fail for good when a commit that was sent gets no answer.
-
-    aiokafka would send it again. Should the first one only be late, the repeated one meets the next transaction and
-    commits half of it (Jepsen, Bufstream 2024): start again, and with that abort or complete the old one.
-    """
-    client: Any = producer.client
-    send = client.send
-
-    async def send_once(node_id: int, request: Any, **options: Any) -> Any:  # noqa: ANN401 - aiokafka's own types
-        try:
-            return await send(node_id, request, **options)
-        except NodeNotReadyError:
-            raise  # it was not sent
-        except KafkaError as exc:
-            if isinstance(request, (EndTxnRequest, TxnOffsetCommitRequest)):
-                msg = f"{type(request).__name__} got no answer ({exc!r})"
-                raise UnknownFate(msg) from exc
-            raise
-
-    client.send = send_once
 
 
 def append_records(

@@ -2,6 +2,7 @@
 
 Every method is one request, applied at once. Sequence numbers, epochs and the states of a transaction follow KIP-98;
 a partition without an open transaction of a producer asks the coordinator before it takes a record (KIP-890, part 1).
+With ``adds`` it has itself added by asking, and each transaction has an epoch of its own (part 2).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Broker:
     Args:
         schedule: markers of a decided transaction arrive later, each on its own.
         judge: told of everything that becomes visible or committed.
+        adds: ``transaction.version`` 2: no producer asks for a partition or a group to be added.
 
     Attributes:
         logs: entries of each output partition.
@@ -62,8 +64,8 @@ class Broker:
 
     """
 
-    def __init__(self, schedule: Schedule, judge: Judge) -> None:
-        self._schedule, self._judge = schedule, judge
+    def __init__(self, schedule: Schedule, judge: Judge, *, adds: bool) -> None:
+        self._schedule, self._judge, self.adds = schedule, judge, adds
         self.logs: dict[Place, list[Entry]] = {}
         self.committed: dict[int, int] = {}
         self.members: dict[str, int] = {}
@@ -143,13 +145,17 @@ class Broker:
         return OK
 
     def end(self, name: str, pid: int, epoch: int) -> str:
-        """EndTxn, to commit; the transaction that is open now, whichever the sender meant."""
+        """EndTxn, to commit; the transaction that is open now, whichever the sender meant.
+
+        Brokers that add partitions tell the transactions apart by their epochs.
+        """
         known = self._ids[name]
         if (pid, epoch) != (known.pid, known.epoch):
             return FENCED
         if known.is_ending:
             return OK if known.is_commit else FENCED
         if known.places:
+            known.epoch += self.adds
             self._finish(known, is_commit=True)
         return OK
 
@@ -184,8 +190,11 @@ class Broker:
         name, pid, epoch = producer
         if epoch < leader.epoch:
             return FENCED
-        if name is None or leader.is_open:
+        if name is None or (leader.is_open and epoch == leader.epoch):
             return None
+        if self.adds:
+            added = self.add(name, pid, epoch, place)
+            return None if added == OK else added
         known = self._ids[name]
         if (pid, epoch) != (known.pid, known.epoch) or known.is_ending or place not in known.places:
             return REFUSED

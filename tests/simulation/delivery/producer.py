@@ -91,17 +91,29 @@ class Producer:
         """Offsets, then the end of the transaction; an unknown fate ends the process, nothing is sent twice."""
         identity = (self.name, self.pid, self.epoch)
 
+        def ended() -> None:
+            if self.broker.adds:
+                self.epoch += 1
+                self._sequences.clear()
+            then()
+
         def staged() -> None:
-            self._once(then, self.broker.end, *identity)
+            self._once(ended, self.broker.end, *identity)
 
         def added() -> None:
             self._once(staged, self.broker.stage, *identity, {partition: offset})
 
-        self._insist(added, self.broker.add, *identity, OFFSETS)
+        if self.broker.adds:
+            added()
+        else:
+            self._insist(added, self.broker.add, *identity, OFFSETS)
 
     def _once(self, then: Callable[[], None], call: Callable[..., str], *arguments: Any) -> None:  # noqa: ANN401
         def answered(result: str | None) -> None:
             self.worker.effect()
+            if result == CONCURRENT:  # it was not applied
+                self.worker.later(2, self._once, then, call, *arguments)
+                return
             if result != OK:
                 self.unknown_fate(result, then, call, arguments)
                 return
@@ -134,7 +146,7 @@ class Producer:
             return
         self._busy.add(place)
         self._waiting[place] = []
-        if self.name is None or place in self._added:
+        if self.name is None or self.broker.adds or place in self._added:
             self._produce(place, waiting, TRIES)
             return
         self._added.add(place)
@@ -155,6 +167,8 @@ class Producer:
                 self._pump(place)
             elif result is None and tries > 1:
                 self._produce(place, parcels, tries - 1)
+            elif result == CONCURRENT:
+                self.worker.later(2, self._produce, place, parcels, tries)
             else:
                 self.failed(place, parcels)
 

@@ -61,7 +61,7 @@ class World:
         self.is_exactly_once = drawn if is_exactly_once is None else is_exactly_once
         self.source = Source(schedule, PARTITIONS)
         self.judge = Judge(self.source, is_exactly_once=self.is_exactly_once)
-        self.broker = Broker(schedule, self.judge)
+        self.broker = Broker(schedule, self.judge, adds=schedule.random() < 0.5)
         self.group = Group(schedule, self.broker, PARTITIONS)
         self.network = Network(schedule, 0.06 * schedule.random())
         self.outcome = Outcome()

@@ -18,13 +18,11 @@ import faust
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchError, FetchResult, PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.errors import CorruptRecordException, KafkaError, RequestTimedOutError
+from aiokafka.errors import CorruptRecordException
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.producer import AIOKafkaProducer
-from aiokafka.protocol.transaction import EndTxnRequest, TxnOffsetCommitRequest
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatch, LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
@@ -95,7 +93,6 @@ SIGNATURES: dict[str, tuple[Any, list[str]]] = {
     "AIOKafkaProducer.create_batch": (AIOKafkaProducer.create_batch, ["self"]),
     "AIOKafkaProducer.send_batch": (AIOKafkaProducer.send_batch, ["self", "batch", "topic", "partition"]),
     "BatchBuilder.close": (BatchBuilder.close, ["self"]),
-    "AIOKafkaClient.send": (AIOKafkaClient.send, ["self", "node_id", "request", "group"]),
     "AIOKafkaConsumerThread.seek_to_committed": (AIOKafkaConsumerThread.seek_to_committed, ["self"]),
     "AIOKafkaConsumer.seek_to_committed": (AIOKafkaConsumer.seek_to_committed, ["self", "partitions"]),
     "AIOKafkaConsumer.seek_to_beginning": (AIOKafkaConsumer.seek_to_beginning, ["self", "partitions"]),
@@ -103,24 +100,6 @@ SIGNATURES: dict[str, tuple[Any, list[str]]] = {
     "Consumer.resume_partitions": (Consumer.resume_partitions, ["self", "tps"]),
     "AIOKafkaConsumer.committed": (AIOKafkaConsumer.committed, ["self", "partition"]),
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("request_type", [EndTxnRequest, TxnOffsetCommitRequest])
-async def test_a_commit_without_an_answer_is_not_repeated(request_type: type) -> None:
-    """It becomes an error that aiokafka's sender does not catch, so its producer fails for good; others are retried."""
-    producer = AIOKafkaProducer.__new__(AIOKafkaProducer)
-
-    class Client:
-        async def send(self, *_: object, **__: object) -> None:
-            raise RequestTimedOutError
-
-    producer.client = Client()
-    app.transport.never_repeat_commits(producer)
-    with pytest.raises(app.transport.UnknownFate):
-        await producer.client.send(1, request_type.__new__(request_type), group=0)
-    with pytest.raises(RequestTimedOutError):
-        await producer.client.send(1, object(), group=0)
-    assert not issubclass(app.transport.UnknownFate, KafkaError)
 
 
 async def test_partitions_without_a_commit_go_back_to_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
