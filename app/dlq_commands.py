@@ -15,7 +15,7 @@ import typer
 from app.dead_letter_text import details_lines, letter_details, letter_json, letter_line, summary_lines
 from app.dead_letter_topic import find_ranges, read_letters
 from app.dead_letters import DeadLetterError, Selection, counted, parse_place, parse_time
-from app.models.bundle import all_specs
+from app.models.repository import configured_repository
 from app.replay import Replay, ReplayOrder
 from app.replay_journal import ReplayJournal
 from app.settings import load_settings
@@ -223,7 +223,7 @@ def _selection(
 def _schema_finder(settings: Settings) -> FindSchema:
     """Looks in the schema folder and at the models, then asks the registry; it registers nothing."""
     known = SchemaBook(settings.schemas.folder)
-    for spec in all_specs(settings.models.repository):
+    for spec in configured_repository(settings.models).specs():
         known.add(REQUESTS, request_schema(spec.name, spec.fields()))
     registry = SchemaBook(None, settings.schemas.registry_url)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from app.errors import SluiceError
-from app.models.bundle import all_specs, latest_version, read_spec
+from app.models.repository import configured_repository
 from app.settings import load_settings
 from schemas.columnar import Encoder
 from schemas.columns import NumberColumn, RecordColumn, TextColumn, to_python
@@ -197,14 +197,14 @@ def _refuse_incompatible(path: Path, old: dict[str, Any], new: dict[str, Any]) -
 
 
 def _spec(model: str) -> ModelSpec:
-    repository = load_settings().models.repository
-    return read_spec(repository / model / str(latest_version(repository, model)))
+    repository = configured_repository(load_settings().models)
+    return repository.spec(model, repository.latest(model))
 
 
 def _book() -> SchemaBook:
     settings = load_settings()
     book = SchemaBook(settings.schemas.folder, settings.schemas.registry_url)
-    for spec in all_specs(settings.models.repository):
+    for spec in configured_repository(settings.models).specs():
         for kind, schema in _model_schemas(spec).items():
             book.add(TOPICS[kind], schema)
     return book

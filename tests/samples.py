@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import fastavro
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
+import yaml
 
 from app.calibration import Calibration
 from app.features import ViewCodec
 from app.models.architectures import build
+from app.models.bundle_files import PARITY, SPEC, sha256_of
 from app.models.packing import pack_bundle
 from app.models.spec import Architecture, Feature, FeatureView, ModelSpec, Output, Standardise, ViewColumn
 from schemas.generate import request_schema
@@ -91,6 +94,17 @@ def training_frame(rows: int, seed: int = 7) -> pd.DataFrame:
     for i, name in enumerate(("carrier", "gate", "night", "delay", "gust")):
         frame.loc[frame.index % 7 == i, name] = None
     return frame
+
+
+def change_parity(folder: Path, **columns: object) -> None:
+    """Change columns of the rows that a bundle keeps for parity, and vouch for the file."""
+    table = pq.read_table(folder / PARITY)
+    frame = table.to_pandas().assign(**columns)
+    changed = table.from_pandas(frame, preserve_index=False).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(changed, folder / PARITY)
+    document = yaml.safe_load((folder / SPEC).read_text())
+    document["files"][PARITY] = sha256_of(folder / PARITY)
+    (folder / SPEC).write_text(yaml.safe_dump(document))
 
 
 def request(number: int, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of a request

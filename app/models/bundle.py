@@ -167,16 +167,29 @@ def parse_spec_bytes(raw: bytes, *, origin: str) -> ModelSpec:
         origin: how messages name it.
 
     Raises:
-        BundleError: it is no YAML, holds aliases or a key twice, is nested too deep, or does not hold together.
+        BundleError: it is no YAML of plain values, or does not hold together.
+
+    """
+    return parse_spec(parse_yaml(raw, origin=origin), origin=origin)
+
+
+def parse_yaml(raw: bytes, *, origin: str) -> object:
+    """The values in a YAML file from strangers.
+
+    Args:
+        raw: the file.
+        origin: how messages name it.
+
+    Raises:
+        BundleError: it is no YAML, holds aliases or a key twice, or is nested too deep.
 
     """
     try:
         _check_events(raw)
-        document = yaml.load(raw, Loader=_StrictLoader)  # noqa: S506 - derives from the safe loader
+        return yaml.load(raw, Loader=_StrictLoader)  # noqa: S506 - derives from the safe loader
     except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a date such as 2020-99-99 is a ValueError
         msg = f"{origin}: not YAML: {exc}"
         raise BundleError(msg) from exc
-    return parse_spec(document, origin=origin)
 
 
 def parse_calibration(raw: bytes, spec: ModelSpec, *, origin: str) -> Calibration:

@@ -132,9 +132,16 @@ class RemoteSource:
         shutil.rmtree(folder.parents[1])
         return True
 
-    def cached(self, name: str, version: int) -> list[Path]:
-        """The folders in the cache that hold this version; more than one after it was packed anew."""
-        return sorted(self._cache.glob(f"*/{name}/{version}"))
+    def remove(self, name: str, version: int) -> list[Path]:
+        """Remove the cached copies, more than one after it was packed anew, and drafts of them."""
+        gone = sorted(self._cache.glob(f"*/{name}/{version}"))
+        for folder in gone:
+            self.discard(folder)
+        return gone
+
+    def size_bytes(self, path: str) -> int:
+        """Size of a file, as the file system tells it."""
+        return int(self._marks(path).get("size") or 0)
 
     def _fill(self, folder: Path, spec: ModelSpec, raw: bytes) -> None:
         folder.mkdir(parents=True, exist_ok=True)

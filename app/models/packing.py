@@ -169,10 +169,14 @@ def _sample_of(spec: ModelSpec, sample: pd.DataFrame | None, reference: pd.DataF
 def _check_parity(bundle: Bundle, module: nn.Module | Path | None, sample: pd.DataFrame | None) -> ModelSpec:
     """The specification, completed by what the check measured."""
     from app.models.parity import precision_error, record_parity  # noqa: PLC0415 - brings torch, see above
+    from app.models.runtime import ScoringModel  # noqa: PLC0415 - likewise
 
+    trained = None if isinstance(module, Path) else module
     if sample is None:
+        if trained is None:
+            ScoringModel(bundle, "cpu")  # a file from elsewhere: whether it fits what is declared shows now
         return bundle.spec
-    record_parity(bundle, None if isinstance(module, Path) else module, sample, bundle.folder / PARITY)
+    record_parity(bundle, trained, sample, bundle.folder / PARITY)
     if bundle.spec.precision == "fp32":
         return bundle.spec
     return bundle.spec.model_copy(update={"precision_error": precision_error(bundle, sample)})

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
@@ -60,11 +61,17 @@ class Source(Protocol):
     def stamp(self, name: str, version: int) -> str:
         """Changes when a file of the bundle does."""
 
+    def size_bytes(self, path: str) -> int:
+        """Size of a file; 0 when it is not there."""
+
     def fetch(self, name: str, version: int) -> Path:
         """The bundle's folder on this machine, not yet verified."""
 
     def discard(self, folder: Path) -> bool:
         """Drop what ``fetch`` gave, so that it is fetched anew; False: it is the original."""
+
+    def remove(self, name: str, version: int) -> list[Path]:
+        """Remove what this machine has of a version; the folders that are gone."""
 
 
 class Repository:
@@ -126,6 +133,37 @@ class Repository:
         """
         return hashlib.sha256(self._spec_bytes(name, version)).hexdigest()
 
+    def size_bytes(self, name: str, version: int) -> int:
+        """All files of a version together.
+
+        Raises:
+            BundleError: there is none, or it does not hold together.
+
+        """
+        files = (SPEC, *self.spec(name, version).files)
+        return sum(self.source.size_bytes(f"{name}/{version}/{file}") for file in files)
+
+    def remove(self, name: str, version: int) -> list[Path]:
+        """Remove a version from a local repository; of one that is far away, the copies in the cache.
+
+        Workers that have it loaded keep it: a mapped file lives on until nobody maps it. Trust in it ends.
+
+        Returns:
+            The folders that are gone.
+
+        Raises:
+            BundleError: there is nothing to remove.
+
+        """
+        self._check_name(name)
+        with contextlib.suppress(BundleError):  # one that cannot be read can still be removed
+            self.trust.remove(self.digest(name, version))
+        gone = self.source.remove(name, version)
+        if not gone:
+            msg = f"{name} has no version {version} on this machine ({self.url}); see `sluice model list`"
+            raise BundleError(msg)
+        return gone
+
     def specs(self) -> list[ModelSpec]:
         """The specification of every version, by name and version; one that does not hold together is logged.
 
@@ -162,12 +200,13 @@ class Repository:
             bundle = open_bundle(self.source.fetch(name, version), trust=self.trust)
         return bundle if calibration is None else self._recalibrated(bundle, calibration)
 
-    def vouch(self, name: str, version: int, *, note: str = "") -> Bundle:
+    def vouch(self, name: str, version: int, *, sha256: str | None = None, note: str = "") -> Bundle:
         """Trust a version from now on, after all that can be checked without loading it.
 
         Args:
             name: of the model.
             version: of the model.
+            sha256: hex digest that a person has agreed to; None: whatever lies there now.
             note: who vouches for it, and why.
 
         Raises:
@@ -177,6 +216,9 @@ class Repository:
         """
         self._check_name(name)
         bundle = open_bundle(self.source.fetch(name, version), trust=_TrustsAll(self.trust.path))
+        if sha256 not in (None, bundle.sha256):
+            msg = f"{name} version {version}: was changed in between; look at it again"
+            raise DigestMismatch(msg)
         self.trust.add(bundle.sha256, name=name, version=version, note=note)
         return bundle
 
@@ -285,10 +327,27 @@ class LocalSource:
         """The bundle's own folder."""
         return self.root / name / str(version)
 
+    def size_bytes(self, path: str) -> int:
+        """Size of a file."""
+        with contextlib.suppress(OSError):
+            return (self.root / path).lstat().st_size
+        return 0
+
     def discard(self, folder: Path) -> bool:
         """It is the original, which is never dropped."""
         del folder
         return False
+
+    def remove(self, name: str, version: int) -> list[Path]:
+        """Remove the version and its calibrations, each under another name first: no reader sees half of it."""
+        gone = []
+        for folder in (self.root / name / str(version), self.root / name / CALIBRATIONS / str(version)):
+            if folder.is_dir() and not folder.is_symlink() and not folder.parent.is_symlink():
+                doomed = folder.with_name(f".removed-{version}-{os.getpid()}")
+                folder.rename(doomed)
+                shutil.rmtree(doomed)
+                gone.append(folder)
+        return gone
 
 
 def _plain_folder(entry: os.DirEntry[str]) -> bool:

@@ -21,7 +21,7 @@ from app.calibration import Calibration
 from app.errors import BundleError, DigestMismatch, UnsafeBundle
 from app.models.bundle import open_bundle
 from app.models.bundle_files import REFERENCE, SPEC, WEIGHTS
-from app.models.fetch import RemoteSource, redacted
+from app.models.fetch import redacted
 from app.models.packing import pack_bundle
 from app.models.repository import Repository, add_calibration, open_repository
 from app.models.trust import TrustStore
@@ -316,11 +316,20 @@ def test_processes_that_fetch_at_once_fetch_once(root: Path, server: Server, tmp
     assert len([request for request in server.seen if WEIGHTS in request]) == 1
 
 
-def test_what_is_cached_of_a_version_is_known(repository: Repository, root: Path) -> None:
-    """A version that was packed anew has two entries."""
+def test_removing_a_far_version_drops_the_copies(repository: Repository, root: Path, tmp_path: Path) -> None:
+    """A version that was packed anew has two; the far one stays, and is fetched when it is wanted again."""
     repository.open("sample", 3)
     shutil.rmtree(root / "sample" / "3")
     pack_sample(root, sample_spec(description="again"))
     repository.open("sample", 3)
-    assert isinstance(repository.source, RemoteSource)
-    assert len(repository.source.cached("sample", 3)) == 2
+    assert len(repository.remove("sample", 3)) == 2
+    assert _cache(tmp_path) == []
+    with pytest.raises(BundleError, match="sample has no version 3 on this machine"):
+        repository.remove("sample", 3)
+    assert repository.open("sample", 3).spec.description == "again"
+
+
+def test_the_size_is_that_of_all_files(repository: Repository, root: Path) -> None:
+    """Told without fetching them."""
+    expected = sum(path.stat().st_size for path in (root / "sample" / "3").iterdir())
+    assert repository.size_bytes("sample", 3) == expected

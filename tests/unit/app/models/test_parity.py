@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -22,7 +21,7 @@ from app.models.parity import PARITY_ROWS, difference, inputs_digest, parity_col
 from app.models.runtime import ScoringModel
 from app.models.spec import Output
 from app.postprocess import Postprocessor
-from tests.samples import sample_module, sample_spec, training_frame
+from tests.samples import change_parity, sample_module, sample_spec, training_frame
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,17 +34,6 @@ PLATT = Calibration("platt", a=0.7, b=-0.1)
 def _pack(repository: Path, spec: ModelSpec | None = None, module: nn.Module | None = None) -> Path:
     spec = spec or sample_spec()
     return pack_bundle(repository, spec, module or sample_module(spec), PLATT, sample=training_frame(100))
-
-
-def _spoil(folder: Path, **columns: object) -> None:
-    """Change columns of the kept rows, and vouch for the file."""
-    table = pq.read_table(folder / PARITY)
-    frame = table.to_pandas().assign(**columns)
-    changed = table.from_pandas(frame, preserve_index=False).replace_schema_metadata(table.schema.metadata)
-    pq.write_table(changed, folder / PARITY)
-    document = yaml.safe_load((folder / SPEC).read_text())
-    document["files"][PARITY] = hashlib.sha256((folder / PARITY).read_bytes()).hexdigest()
-    (folder / SPEC).write_text(yaml.safe_dump(document))
 
 
 def test_what_was_packed_is_replayed_bit_for_bit(tmp_path: Path) -> None:
@@ -141,13 +129,13 @@ def test_a_replay_tells_other_inputs_from_other_scores(tmp_path: Path) -> None:
     """Rows that became others, and scores that did, each show in their own figure."""
     folder = _pack(tmp_path)
     kept = pd.read_parquet(folder / PARITY)
-    _spoil(folder, **{"result.score": kept["result.score"] + 0.25})
+    change_parity(folder, **{"result.score": kept["result.score"] + 0.25})
     report = replay_parity(open_bundle(folder))
     assert report.are_inputs_equal
     assert report.logit_difference == 0
     assert report.score_difference == pytest.approx(0.25)
     assert not report.is_within
-    _spoil(folder, **{"result.score": kept["result.score"], "distance": kept["distance"] + 1})
+    change_parity(folder, **{"result.score": kept["result.score"], "distance": kept["distance"] + 1})
     report = replay_parity(open_bundle(folder))
     assert not report.are_inputs_equal
     assert report.score_difference > 0

@@ -223,3 +223,29 @@ def test_a_url_that_nothing_reads_is_named(tmp_path: Path) -> None:
     """The message says what to install, and hides the password."""
     with pytest.raises(BundleError, match=r"nosuch://models: .*install what reads it"):
         open_repository("nosuch://me:secret@models", cache=tmp_path, trust=TrustStore(tmp_path / "t"))
+
+
+def test_a_removed_version_is_gone_with_its_calibrations_and_its_trust(repository: Repository, root: Path) -> None:
+    """Others stay; who has it mapped keeps it."""
+    add_calibration(root, "sample", 9, Calibration("platt", a=2.0))
+    add_calibration(root, "sample", 10, Calibration("platt", a=2.0))
+    weights = repository.open("sample", 9).weights()
+    for version in (9, 10):
+        repository.vouch("sample", version)
+    size = sum(path.stat().st_size for path in (root / "sample" / "9").iterdir())
+    assert repository.size_bytes("sample", 9) == size
+    gone = repository.remove("sample", 9)
+    assert gone == [root / "sample" / "9", root / "sample" / "calibrations" / "9"]
+    assert repository.versions("sample") == [10]
+    assert repository.calibrations("sample", 10) == [1]
+    assert [entry.version for entry in repository.trust.entries().values()] == [10]
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    with pytest.raises(BundleError, match="sample has no version 9"):
+        repository.remove("sample", 9)
+    assert not list(root.rglob(".removed*"))
+
+
+def test_a_version_that_cannot_be_read_can_be_removed(repository: Repository, root: Path) -> None:
+    """It is what one most wants to be rid of."""
+    (root / "sample" / "9" / SPEC).write_text("a: [")
+    assert repository.remove("sample", 9) == [root / "sample" / "9"]
