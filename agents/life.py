@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from aiokafka.errors import KafkaError
 
 from agents import topics
+from agents.control import ControlFollower
 from app.crash import end_process
 from app.errors import SluiceError
 from app.faust_app import wait_for_broker
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from app.features import RedisFeatureStore
     from app.ledger import Ledger
     from app.metrics import Metrics
+    from app.models.manager import ModelManager
     from app.pipeline import ScoringPipeline
     from app.producer import OutputProducer
     from app.settings import Settings
@@ -149,13 +151,19 @@ class ScoringLife(WorkerLife):
         delivery: Delivery,
         store: RedisFeatureStore,
         book: SchemaBook,
+        models: ModelManager,
     ) -> None:
         super().__init__(parts)
         self._pipeline, self._delivery, self._store, self._book = pipeline, delivery, store, book
+        self._models = models
+        self._control = ControlFollower(parts.settings, models.control)
 
     async def open(self) -> None:
-        """See ``WorkerLife``."""
+        """See ``WorkerLife``; returns when the models are warm, so that a new worker takes traffic at full speed."""
+        await self._models.start(await self._control.read_all())
         self._pipeline.start()
+        await self._control.start()
+        self._tasks.append(asyncio.create_task(self._models.run(), name="models"))
 
     async def assigned(self, partitions: set[int]) -> None:
         """See ``WorkerLife``."""
@@ -176,7 +184,9 @@ class ScoringLife(WorkerLife):
 
     async def shut(self) -> None:
         """See ``WorkerLife``."""
+        await self._control.stop()
         await self._pipeline.stop()
+        self._models.close()
         await self._store.close()
 
 

@@ -1,21 +1,20 @@
-"""From a computed micro-batch to records on ``scores``, ``predictions-log`` and the dead-letter topic."""
+"""From a computed micro-batch to encoded answers and evidence of one model."""
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from app.dead_letters import attempt_of
 from app.lookup import FRESH, MISSING, NEVER, degraded_reasons
-from app.requests import own_headers
+from app.postprocess import Scored
 from schemas.columnar import Encoder
 from schemas.columns import Column, Constant, EnumColumn, ListColumn, NumberColumn, RecordColumn, TextColumn
-from schemas.deadletter import dead_letter_headers
 from schemas.generate import prediction_schema
 from schemas.records import FireReason, Status
-from schemas.wire import frame_header, source_mark
+from schemas.wire import frame_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,15 +22,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from app.lookup import Lookup
-    from app.microbatch import MicroBatch, Part
+    from app.microbatch import MicroBatch
     from app.models.bundle import Bundle
-    from app.requests import Fault
-    from schemas.records import RecordBatch
+    from app.request_features import Fault
 
 STAGES = ("ingest", "queue", "features", "preprocess", "inference", "postprocess", "emit")
 INT32_MAX = 2**31 - 1
 STATUSES = tuple(s.name for s in Status)
 REASONS = tuple(r.name for r in FireReason)
+NOTHING = Scored(np.zeros(0), np.zeros(0), np.zeros((0, 1)), np.zeros(0, np.int64), (), np.zeros(0))
+"""What was scored where nothing was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +48,6 @@ class Timings:
     total: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Outbox:
-    """Records for one topic and partition."""
-
-    topic: str
-    partition: int
-    keys: list[bytes | None]
-    values: Sequence[bytes | None]
-    headers: Sequence[Sequence[tuple[str, bytes]]]
-
-
-@dataclass(frozen=True, slots=True)
-class OutputTopics:
-    """Where answers go."""
-
-    scores: str
-    predictions: str
-    dead_letters: str
-
-
 class AnswerWriter:
     """Encodes answers of one bundle.
 
@@ -76,8 +56,6 @@ class AnswerWriter:
         score_schema: the parsed ``score.avsc``.
         score_id: its schema id.
         prediction_id: schema id of the bundle's prediction record.
-        topics: names.
-        device: as the evidence names it.
 
     """
 
@@ -88,8 +66,6 @@ class AnswerWriter:
         *,
         score_id: int,
         prediction_id: int,
-        topics: OutputTopics,
-        device: str,
     ) -> None:
         self._bundle = bundle
         self._spec = bundle.spec
@@ -97,8 +73,12 @@ class AnswerWriter:
         self._predictions = Encoder(prediction_schema(bundle.spec.name, bundle.spec.fields()))
         self._score_prefix = frame_header(score_id)
         self._prediction_prefix = frame_header(prediction_id)
-        self._topics = topics
-        self._device = device
+
+    def of_bundle(self, bundle: Bundle) -> AnswerWriter:
+        """The same for another opening of the bundle, with another calibration."""
+        other = copy(self)
+        other._bundle = bundle
+        return other
 
     def predictions(self, batch: MicroBatch, served_at_us: int) -> list[bytes]:
         """Encoded evidence of the live rows, in order."""
@@ -112,69 +92,15 @@ class AnswerWriter:
             return []
         return self._scores.encode(self._answers(batch, timings, served_at_us), prefix=self._score_prefix)
 
-    def outboxes(self, batch: MicroBatch, scores: list[bytes], predictions: list[bytes]) -> list[list[Outbox]]:
-        """For each part of the batch its records by topic, in offset order."""
-        keys = batch.entity_id.to_bytes_list()
-        live = batch.live
-        boxes: list[list[Outbox]] = []
-        start = 0
-        for part in batch.parts:
-            end = start + len(part)
-            headers = _answer_headers(part)
-            for row in batch.duplicates:
-                if start <= row < end:
-                    headers[row - start].insert(-1, ("x-duplicate", b"1"))  # x-src stays the last
-            low, high = np.searchsorted(live, (start, end)).tolist()
-            mine = (live[low:high] - start).tolist()
-            whole = high - low == end - start
-            scored_keys = keys[start:end] if whole else [keys[start + i] for i in mine]
-            scored_headers = headers if whole else [headers[i] for i in mine]
-            partition = part.requests.batch.partition
-            boxes.append(
-                [
-                    Outbox(self._topics.scores, partition, keys[start:end], scores[start:end], headers),
-                    Outbox(self._topics.predictions, partition, scored_keys, predictions[low:high], scored_headers),
-                    self._dead_letters(batch, part, start),
-                ]
-            )
-            start = end
-        return boxes
-
-    def _dead_letters(self, batch: MicroBatch, part: Part, base: int) -> Outbox:
-        """Undecodable records, and copies of INVALID and ERROR requests (those are not counted as dead letters)."""
-        raw = part.requests.batch
-        faults: dict[int, Fault] = dict(part.dead)
-        if batch.faults:
-            for row in range(len(part)):
-                fault = batch.faults.get(base + row)
-                if fault is not None and batch.status[base + row] in {Status.INVALID, Status.ERROR}:
-                    faults[int(part.requests.rows[part.start + row])] = fault
-        places = sorted(faults)
-        headers = [
-            (
-                *dead_letter_headers(
-                    raw, i, stage=faults[i].stage, error_class=faults[i].error_class, message=faults[i].message
-                ),
-                ("x-src", source_mark(raw.topic, raw.partition, int(raw.offsets[i]), _attempt(raw, i))),
-            )
-            for i in places
-        ]
-        values = [raw.values[i] for i in places]
-        return Outbox(self._topics.dead_letters, raw.partition, [raw.keys[i] for i in places], values, headers)
-
     def _answers(self, batch: MicroBatch, timings: Timings, served_at_us: int) -> RecordColumn:
         count, live, spec = len(batch), batch.live, self._spec
         degraded = _degraded(batch, spec.views)
         scored = np.zeros(count, bool)
-        scored[live] = batch.predictions is not None
-        score = _scatter(batch.predictions.score, live, count) if batch.predictions else np.zeros(count)
-        decision = _scatter(batch.predictions.decision, live, count) if batch.predictions else np.zeros(count, np.int64)
-        all_scored = bool(scored.all())
-        valid = None if all_scored else scored
-        text = TextColumn.from_codes(decision, spec.output.labels)
-        threshold: Column = Constant(spec.output.threshold, count)
-        if not all_scored:
-            threshold = NumberColumn(np.full(count, spec.output.threshold), valid)
+        found = batch.predictions.scored if batch.predictions is not None else NOTHING
+        if batch.predictions is not None:
+            scored[live] = True
+        decision = _scatter(found.decision, live, count) if batch.predictions is not None else np.full(count, -1)
+        outputs = found.outputs
         on_device = np.where(scored, batch.device_rows, 0).astype(np.int32)
         fired = np.where(scored, int(batch.reason), int(FireReason.NONE)).astype(np.int32)
         stages = {f"{s}_us": _micros(timings.stages[s], count) for s in STAGES}
@@ -183,10 +109,12 @@ class AnswerWriter:
             "request_id": batch.request_id,
             "entity_id": batch.entity_id,
             "status": EnumColumn(batch.status.astype(np.int32), STATUSES),
-            "outputs": ListColumn(np.concatenate([[0], np.cumsum(scored)]), NumberColumn(score[scored])),
-            "score": NumberColumn(score, valid),
-            "decision": TextColumn(text.data, text.starts, text.lengths, valid),
-            "threshold": threshold,
+            "outputs": ListColumn(
+                np.concatenate([[0], np.cumsum(scored)]) * outputs.shape[1], NumberColumn(outputs.ravel())
+            ),
+            "score": _spread_numbers(found.score, scored, live),
+            "decision": _decisions(decision, found.decision_labels, scored),
+            "threshold": _spread_thresholds(found.threshold, scored, live),
             "model_name": Constant(spec.name, count),
             "model_version": Constant(spec.version, count),
             "experiment_id": Constant(None, count),
@@ -207,7 +135,8 @@ class AnswerWriter:
         whole = count == len(batch)
         rows: Any = slice(None) if whole else live
         used = {f.name: batch.features[f.name] for f in spec.features}
-        decision = TextColumn.from_codes(predictions.decision, spec.output.labels)
+        scored = predictions.scored
+        labels = ("", *scored.decision_labels)  # "": no decision
         letters, ages = self._provenance(batch.lookup, used, count)
         fields: dict[str, Column] = {
             "request_id": batch.request_id.take(rows),
@@ -215,11 +144,14 @@ class AnswerWriter:
             "features": RecordColumn(used, count),
             "feature_status": letters,
             "feature_age_ms": ages,
-            "raw_score": NumberColumn(predictions.raw),
-            "score": NumberColumn(predictions.score),
-            "outputs": ListColumn(np.arange(count + 1), NumberColumn(predictions.score)),
-            "decision": decision,
-            "threshold": Constant(spec.output.threshold, count),
+            "raw_score": NumberColumn(scored.raw),
+            "score": NumberColumn(scored.score),
+            "outputs": ListColumn(
+                np.arange(count + 1) * scored.outputs.shape[1],
+                NumberColumn(np.ascontiguousarray(scored.outputs).ravel()),
+            ),
+            "decision": TextColumn.from_codes(scored.decision + 1, labels),
+            "threshold": _even(scored.threshold),
             "model_name": Constant(spec.name, count),
             "model_version": Constant(spec.version, count),
             "artifact_sha256": Constant(self._bundle.sha256, count),
@@ -227,7 +159,7 @@ class AnswerWriter:
             "calibration_sha256": Constant(self._bundle.calibration_sha256, count),
             "batch_bucket": NumberColumn(predictions.bucket),
             "assignment_bucket": Constant(None, count),
-            "device": Constant(self._device, count),
+            "device": Constant(predictions.device, count),
             "experiment_id": Constant(None, count),
             "arm": Constant(None, count),
             "rollout_epoch": Constant(None, count),
@@ -300,23 +232,39 @@ def _reasons(faults: dict[int, Fault], count: int) -> Column:
     return TextColumn.from_values(texts)
 
 
-def _answer_headers(part: Part) -> list[list[tuple[str, bytes]]]:
-    """``x-src`` of each row, after the headers that are handed on; lists, because Kafka's C builder takes no tuples."""
-    raw = part.requests.batch
-    places = part.requests.rows[part.start : part.end]
-    stem = source_mark(raw.topic, raw.partition, 0).rsplit(b":", 2)[0]
-    offsets = raw.offsets[places].tolist()
-    if not raw.headers:
-        return [[("x-src", b"%b:%d:0" % (stem, offset))] for offset in offsets]
-    return [
-        [*own_headers(raw.headers[place]), ("x-src", b"%b:%d:%d" % (stem, offset, _attempt(raw, place)))]
-        for place, offset in zip(places.tolist(), offsets, strict=True)
-    ]
+def _spread_numbers(values: NDArray[np.float64], scored: NDArray[np.bool_], live: NDArray[np.int64]) -> Column:
+    """The values of the live rows, null for the others."""
+    if len(live) == len(scored) == len(values):
+        return NumberColumn(values)
+    spread = np.zeros(len(scored))
+    if len(values):
+        spread[live] = values
+    return NumberColumn(spread, scored)
 
 
-def _attempt(raw: RecordBatch, place: int) -> int:
-    """How often the record was replayed from the dead letters."""
-    return attempt_of(raw.headers[place]) if raw.headers else 0
+def _spread_thresholds(values: NDArray[np.float64], scored: NDArray[np.bool_], live: NDArray[np.int64]) -> Column:
+    """Null for rows without a threshold."""
+    even = _even(values)
+    if isinstance(even, Constant) and len(live) == len(scored) == len(values):
+        return Constant(None if np.isnan(values[0]) else even.value, len(values))
+    spread = np.full(len(scored), np.nan)
+    if len(values):
+        spread[live] = values
+    return NumberColumn(spread, ~np.isnan(spread))
+
+
+def _even(values: NDArray[np.float64]) -> Column:
+    """A constant where all values are the same, as is usual: cheaper to write."""
+    if len(values) and (values == values[0]).all():
+        return Constant(float(values[0]), len(values))
+    return NumberColumn(values)
+
+
+def _decisions(codes: NDArray[np.int64], labels: tuple[str, ...], scored: NDArray[np.bool_]) -> Column:
+    """The decisions as text; null where there is none."""
+    valid = scored & (codes >= 0)
+    text = TextColumn.from_codes(np.maximum(codes, 0), labels or ("",))
+    return TextColumn(text.data, text.starts, text.lengths, None if valid.all() else valid)
 
 
 def _micros(values_us: NDArray[np.int64] | int, count: int) -> Column:

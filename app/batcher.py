@@ -240,6 +240,11 @@ class MicroBatcher:
         """The hold learns from the same run times."""
         self.hold = LearnedHold(self.window_s, self.run.of)
 
+    def set_model(self, run: LearnedCost, *, max_batch_size: int) -> None:
+        """Another model answers from now on: what it costs, and the most rows that it takes at once."""
+        self.run, self.max_batch_size = run, max_batch_size
+        self.hold = LearnedHold(self.window_s, run.of)
+
     def add(
         self,
         segment: Hashable,

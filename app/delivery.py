@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Collection, Sequence
 
-    from app.answers import Outbox
     from app.ledger import Partition
+    from app.outboxes import Outbox
     from app.producer import OutputProducer
 
 

@@ -5,21 +5,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faust.exceptions import ConsumerNotStarted
 
 from agents import scoring as scoring_agent
 from agents import topics
+from agents.control import send_wishes
 from agents.life import MonitorLife, ScoringLife, WorkerLife, WorkerParts
 from agents.worker_stats import WorkerIdentity, WorkerStats
-from app.answers import AnswerWriter, OutputTopics
-from app.batcher import LearnedCost, MicroBatcher
+from app.batcher import MicroBatcher
 from app.committer import Committer
 from app.crash import end_process
 from app.delivery import AtLeastOnce, Delivery
@@ -27,28 +29,39 @@ from app.exactly_once import ExactlyOnce
 from app.faust_app import SluiceApp, make_app
 from app.features import RedisFeatureStore
 from app.health import Health
+from app.lanes import Lanes
 from app.ledger import Ledger
-from app.lookup import ViewLookup, last_known_of
 from app.metrics import Metrics
-from app.models.bundle import REFERENCE, all_specs, latest_version, open_bundle
+from app.models.bundle_files import REFERENCE
+from app.models.control import encode
+from app.models.policy import parse_policies
+from app.models.repository import configured_repository
+from app.outboxes import OutputTopics
 from app.pipeline import ScoringPipeline
 from app.poison_circuit import PoisonCircuit
 from app.producer import OutputProducer
 from app.recent import RecentAnswers
 from app.requests import RequestDecoder
-from app.settings import DeliverySettings, Settings, load_settings
+from app.settings import DeliverySettings, ModelSettings, Settings, load_settings
 from app.transport import commit_offsets, hold_consumer
 from app.views import attach_views
+from app.views_models import LiveModels
 from schemas.generate import check_name, prediction_schema, request_schema
-from schemas.registry import SchemaBook, load_schema
+from schemas.registry import SchemaBook
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
+    from app.errors import DeviceLost
     from app.ledger import Partition
-    from app.models.bundle import Bundle
+    from app.models.control import Target, Wish
+    from app.models.live import LiveModel
+    from app.models.live_loader import LiveLoader
+    from app.models.manager import ModelManager
+    from app.models.policy import VersionPolicy
+    from app.models.repository import Repository
     from app.models.runtime import ScoringModel
+    from app.views_models import ModelsView
     from schemas.records import RecordBatch
 
 
@@ -61,43 +74,52 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - built on first use, so that
     return globals().setdefault(name, builders[name](load_settings()))
 
 
-def open_default_bundle(settings: Settings) -> Bundle:
-    """The bundle that the settings name, verified."""
-    models = settings.models
-    version = models.version or latest_version(models.repository, models.name)
-    return open_bundle(models.repository / models.name / str(version))
+def version_policies(models: ModelSettings) -> dict[str, VersionPolicy]:
+    """What is served when no operator says otherwise; the first model is the default one.
 
+    Raises:
+        SettingsError: ``models.serve`` cannot be read.
 
-def schema_book(settings: Settings, bundle: Bundle) -> SchemaBook:
-    """All schemas of the contract and of a bundle."""
-    book = SchemaBook(settings.schemas.folder, settings.schemas.registry_url)
-    spec = bundle.spec
-    book.add(topics.REQUESTS, request_schema(spec.name, spec.fields()))
-    return book
+    """
+    if models.serve:
+        return parse_policies(models.serve)
+    which = "latest" if models.version is None else str(models.version)
+    return parse_policies(f"{models.name}@{which}")
 
 
 def build_scoring(settings: Settings) -> SluiceApp:
-    """The scoring worker: loaded, verified and warm when this returns; it joins its group when it is started."""
-    bundle = open_default_bundle(settings)
-    model, run_s = load_model(settings, bundle)
+    """The scoring worker; before it joins its group its models are loaded, verified and warm."""
+    # torch: the monitor loads no model and is spared it.
+    from app.models.architectures import load_architecture_modules  # noqa: PLC0415
+    from app.models.live_loader import LiveLoader  # noqa: PLC0415
+    from app.models.compute_threads import set_compute_threads  # noqa: PLC0415
+
+    policies = version_policies(settings.models)
+    set_compute_threads(settings.models.threads)
+    load_architecture_modules(settings.models.architectures.replace(",", " ").split())
     app = make_app(settings, "scoring", [topics.REQUESTS])
     metrics = Metrics(settings.budget, now_s=time.monotonic)
     producer = OutputProducer(settings.kafka, client_id=f"{settings.deployment}-scoring")
     store = RedisFeatureStore(settings.redis)
     ledger = Ledger()
-    book = schema_book(settings, bundle)
+    book = SchemaBook(settings.schemas.folder, settings.schemas.registry_url)
+    repository = configured_repository(settings.models)
     circuit = _poison_circuit(settings.delivery)
     delivery = make_delivery(settings, app.conf.id, producer, ledger, metrics)
+    loader = LiveLoader(settings, book, store, metrics)
+
+    async def go_elsewhere(live: LiveModel, lost: DeviceLost) -> tuple[ScoringModel, ...]:
+        scorers = await asyncio.to_thread(loader.elsewhere, live, lost)
+        manager.replace_scorers(live, scorers, f"serving on the CPU: {lost}")
+        return scorers
+
     pipeline = ScoringPipeline(
-        decoder=RequestDecoder(book, bundle.spec, max_request_bytes=settings.delivery.max_request_bytes),
+        decoder=RequestDecoder(book, max_request_bytes=settings.delivery.max_request_bytes),
         batcher=MicroBatcher(
-            max_batch_size=min(settings.batching.max_batch_size, bundle.spec.buckets[-1]),
-            window_s=settings.batching.window_ms / 1000,
-            run=LearnedCost(run_s),
+            max_batch_size=settings.batching.max_batch_size, window_s=settings.batching.window_ms / 1000
         ),
-        lookup=ViewLookup(bundle.spec, store, last_known=last_known_of(settings.redis), metrics=metrics),
-        model=model,
-        writer=answer_writer(settings, bundle, book, model.device),
+        lanes=Lanes(loader.lanes, on_device_lost=go_elsewhere),
+        output=OutputTopics(topics.SCORES, topics.PREDICTIONS, topics.REQUESTS_DLQ),
         delivery=delivery,
         ledger=ledger,
         recent=RecentAnswers(remembered=settings.delivery.remembered_answers, max_age_s=settings.delivery.remembered_s),
@@ -105,9 +127,11 @@ def build_scoring(settings: Settings) -> SluiceApp:
         on_hold=partial(hold_consumer, app),
         metrics=metrics,
         on_failure=end_process,
+        max_batch_size=settings.batching.max_batch_size,
         max_queued_rows=settings.batching.max_queued_rows,
         max_in_flight_batches=settings.batching.max_in_flight_batches,
     )
+    manager = make_manager(settings, policies, repository, loader, pipeline)
     committer = Committer(
         app, _offsets_committer(app, settings), ledger, settings.delivery, metrics,
         on_failure=end_process, is_held=lambda: circuit.is_holding,
@@ -116,12 +140,46 @@ def build_scoring(settings: Settings) -> SluiceApp:
     scoring_agent.attach(app, [topics.REQUESTS], pipeline.submit, gate)
     health = _health(app, settings, committer, lambda: pipeline.failure)
     health.add_check("poison", lambda: circuit.problem(time.monotonic()))
+    health.add_check("models", manager.problem)
     stats = _attach_views(
-        app, settings, "scoring", book=book, producer=producer, figures=metrics.snapshot, metrics=metrics, health=health
-    )
+        app, settings, "scoring", book=book, producer=producer, metrics=metrics, health=health,
+        figures=lambda: {**metrics.snapshot(), "models": manager.document()},
+        models=_models_view(settings, manager, repository),
+    )  # fmt: skip
     parts = WorkerParts(app, settings, producer, committer, stats, ledger, gate)
-    _attach_life(app, ScoringLife(parts, pipeline, delivery, store, book))
+    _attach_life(app, ScoringLife(parts, pipeline, delivery, store, book, manager))
     return app
+
+
+def make_manager(
+    settings: Settings,
+    policies: dict[str, VersionPolicy],
+    repository: Repository,
+    loader: LiveLoader,
+    pipeline: ScoringPipeline,
+) -> ModelManager:
+    """The manager of a worker's models; nothing is loaded yet."""
+    from app.models.manager import Limits, Loader, ModelManager  # noqa: PLC0415 - see build_scoring
+
+    models = settings.models
+    return ModelManager(
+        policies,
+        repository,
+        Loader(loader.devices, loader.map, loader.warm, loader.recorded),
+        limits=Limits(
+            poll_s=models.poll_s,
+            max_run_ms=models.max_run_ms,
+            memory_bytes=None if models.memory_mb is None else int(models.memory_mb * 2**20),
+        ),
+        switch=pipeline.switch,
+    )
+
+
+def _models_view(settings: Settings, manager: ModelManager, repository: Repository) -> LiveModels:
+    async def send(wishes: list[tuple[Target, Wish]]) -> list[int]:
+        return await send_wishes(settings.kafka, [encode(target, wish) for target, wish in wishes])
+
+    return LiveModels(manager.document, manager.spec, repository.versions, send)
 
 
 def _poison_circuit(delivery: DeliverySettings) -> PoisonCircuit:
@@ -153,31 +211,6 @@ def _offsets_committer(app: SluiceApp, settings: Settings) -> Callable[[dict[Par
     return is_committed
 
 
-def load_model(settings: Settings, bundle: Bundle) -> tuple[ScoringModel, dict[int, float]]:
-    """The model on its device, every bucket warmed, and the seconds that a batch of each bucket took."""
-    import torch  # noqa: PLC0415 - the monitor loads no model and is spared torch
-
-    from app.models.runtime import ScoringModel  # noqa: PLC0415
-
-    torch.set_num_threads(settings.models.threads)
-    model = ScoringModel(bundle, settings.models.device)
-    return model, model.warm_up()
-
-
-def answer_writer(settings: Settings, bundle: Bundle, book: SchemaBook, device: str) -> AnswerWriter:
-    """Encoders of a bundle's answers, their schemas registered."""
-    score_schema = load_schema(settings.schemas.folder, "score")
-    spec = bundle.spec
-    return AnswerWriter(
-        bundle,
-        score_schema,
-        score_id=book.add(topics.SCORES, score_schema),
-        prediction_id=book.add(topics.PREDICTIONS, prediction_schema(spec.name, spec.fields())),
-        topics=OutputTopics(topics.SCORES, topics.PREDICTIONS, topics.REQUESTS_DLQ),
-        device=device,
-    )
-
-
 def _attach_life(app: SluiceApp, life: WorkerLife) -> None:
     """Let Faust's signals drive a worker's life."""
     app.prepare = life.prepare
@@ -196,6 +229,7 @@ def _attach_views(  # noqa: PLR0913 - the composition root hands every part to t
     figures: Callable[[], dict[str, Any]],
     metrics: Metrics,
     health: Health,
+    models: ModelsView | None = None,
 ) -> WorkerStats:
     url = f"http://{settings.web.host}:{app.conf.web_port}"
     identity = WorkerIdentity(f"{settings.deployment}-{role}-{os.getpid()}", role, url)
@@ -207,6 +241,8 @@ def _attach_views(  # noqa: PLR0913 - the composition root hands every part to t
         collector=metrics.collector(),
         reports=settings.monitor.reports,
         version=version("sluice"),
+        models=models,
+        allow_model_control=settings.web.allow_model_control,
     )
     return stats
 
@@ -277,14 +313,19 @@ def build_monitor(settings: Settings) -> SluiceApp:
 
 
 def reference_path(settings: Settings, name: str, model_version: int) -> Path | None:
-    """The drift reference of a model version, or None when its bundle is not here."""
-    path = settings.models.repository / check_name(name) / str(model_version) / REFERENCE
+    """The drift reference of a model version, or None when its bundle, or the file in it, is not here."""
+    models = settings.models
+    if "://" in models.repository:
+        repository = configured_repository(models)
+        known = model_version in repository.versions(check_name(name))
+        return repository.open(name, model_version).reference_path if known else None
+    path = Path(models.repository) / check_name(name) / str(model_version) / REFERENCE
     return path if path.is_file() else None
 
 
 def add_bundle_schemas(book: SchemaBook, settings: Settings) -> None:
-    """The prediction schemas of all bundles in the repository: their ids must be known to whoever reads them."""
-    for spec in all_specs(settings.models.repository):
+    """The schemas of all bundles in the repository: their ids must be known to whoever reads them."""
+    for spec in configured_repository(settings.models).specs():
         book.add(topics.PREDICTIONS, prediction_schema(spec.name, spec.fields()))
         book.add(topics.REQUESTS, request_schema(spec.name, spec.fields()))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from app.requests import Fault, Requests
+from app.request_features import Fault
+from app.requests import Requests, Share
 from schemas.columns import Column, TextColumn, concat
 from schemas.records import FireReason, Status
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from app.batcher import Slice
     from app.lookup import Lookup
+    from app.postprocess import Scored
     from app.recent import AnsweredBatch, Original
 
 
@@ -42,26 +44,35 @@ class Predictions:
     """What the model said about the live rows of a micro-batch.
 
     Attributes:
-        raw: shape (m,), float64, before calibration.
-        score: shape (m,), float64, after it.
-        decision: shape (m,), index into the labels.
+        scored: m rows, after calibration and thresholds.
         bucket: shape (m,), int32, padded size of the device batch that a row was in.
+        device: where they were computed.
 
     """
 
-    raw: NDArray[np.float64]
-    score: NDArray[np.float64]
-    decision: NDArray[np.int64]
+    scored: Scored
     bucket: NDArray[np.int32]
+    device: str
 
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """Those of some rows."""
-        return Predictions(self.raw[rows], self.score[rows], self.decision[rows], self.bucket[rows])
+        scored = replace(
+            self.scored,
+            raw=self.scored.raw[rows],
+            score=self.scored.score[rows],
+            outputs=self.scored.outputs[rows],
+            decision=self.scored.decision[rows],
+            threshold=self.scored.threshold[rows],
+        )
+        return Predictions(scored, self.bucket[rows], self.device)
 
 
 @dataclass(slots=True)
 class MicroBatch:
     """n requests, of one or several partitions.
+
+    What fires together may be for several live models: ``divide`` makes one of these for each, and ``gather`` brings
+    their statuses back. When one model answers all, as is usual, the parted and the whole are the same object.
 
     Attributes:
         parts: where they came from, in order; their rows stand one after the other.
@@ -71,7 +82,10 @@ class MicroBatch:
         status: shape (n,), int8.
         faults: row to why it is neither OK nor DEGRADED.
         live: rows that go to the device, increasing.
-        features: request features of the live rows.
+        features: request features of the live rows; empty while several models share the batch.
+        shares: the rows by live model, with the request features of all of them.
+        model: the live model that answers; None while several share the batch, and for one without requests.
+        rows: places in the batch that it was divided from; None: it is whole.
         deadline_ms: shape (n,).
         reason: why it fired.
         fired_s: monotonic seconds.
@@ -90,6 +104,8 @@ class MicroBatch:
     faults: dict[int, Fault]
     live: NDArray[np.int64]
     features: dict[str, Column]
+    shares: list[Share]
+    model: Any
     deadline_ms: NDArray[np.int64]
     reason: FireReason
     fired_s: float
@@ -100,6 +116,7 @@ class MicroBatch:
     device_rows: int = 0
     entered: AnsweredBatch | None = None
     duplicates: dict[int, Original] = field(default_factory=dict)
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Number of requests."""
@@ -157,6 +174,8 @@ def form(slices: Sequence[Slice], reason: FireReason, *, now_s: float, planned_s
             if part.start <= row < part.end:
                 faults[base + row - part.start] = fault
         base += len(part)
+    shares = _shares(parts)
+    only = shares[0] if len(shares) == 1 else None
     batch = MicroBatch(
         parts=parts,
         request_id=cast("TextColumn", _joined([p.requests.request_id for p in full], full)),
@@ -165,7 +184,9 @@ def form(slices: Sequence[Slice], reason: FireReason, *, now_s: float, planned_s
         status=status,
         faults=faults,
         live=np.arange(len(status)),
-        features={n: _joined([p.requests.features[n] for p in full], full) for n in full[0].requests.features},
+        features={} if only is None else only.features,
+        shares=shares,
+        model=None if only is None else only.model,
         deadline_ms=np.concatenate([p.requests.deadline_ms[p.start : p.end] for p in parts]),
         reason=reason,
         fired_s=now_s,
@@ -176,6 +197,66 @@ def form(slices: Sequence[Slice], reason: FireReason, *, now_s: float, planned_s
         batch._keep(live)  # noqa: SLF001 - the constructor of this module
     expire(batch, in_time_ms)
     return batch
+
+
+def divide(batch: MicroBatch) -> list[MicroBatch]:
+    """One micro-batch for each live model that answers some of it; the batch itself when one answers all."""
+    if batch.model is not None:
+        return [batch]
+    return [_divided(batch, share) for share in batch.shares]
+
+
+def gather(batch: MicroBatch, parted: Sequence[MicroBatch]) -> None:
+    """Bring back what became of the rows since ``divide``: status, faults, and which went to a device."""
+    if batch.model is not None or not parted:
+        return
+    for piece in parted:
+        assert piece.rows is not None
+        batch.status[piece.rows] = piece.status
+        batch.faults |= {int(piece.rows[row]): fault for row, fault in piece.faults.items()}
+    batch.live = np.sort(np.concatenate([cast("NDArray[np.int64]", piece.rows)[piece.live] for piece in parted]))
+
+
+def _divided(batch: MicroBatch, share: Share) -> MicroBatch:
+    rows = share.rows
+    live = np.flatnonzero(np.isin(rows, batch.live, assume_unique=True))
+    at = {int(row): i for i, row in enumerate(rows.tolist())} if batch.faults else {}
+    return MicroBatch(
+        parts=batch.parts,
+        request_id=batch.request_id.take(rows),
+        entity_id=batch.entity_id.take(rows),
+        event_time_us=batch.event_time_us[rows],
+        status=batch.status[rows],
+        faults={at[row]: fault for row, fault in batch.faults.items() if row in at},
+        live=live,
+        features={name: column.take(live) for name, column in share.features.items()},
+        shares=[share],
+        model=share.model,
+        deadline_ms=batch.deadline_ms[rows],
+        reason=batch.reason,
+        fired_s=batch.fired_s,
+        planned_s=batch.planned_s,
+        marks_s=dict(batch.marks_s),
+        rows=rows,
+    )
+
+
+def _shares(parts: Sequence[Part]) -> list[Share]:
+    """The rows of all parts by live model, in the order in which the models come up."""
+    found: dict[int, list[Share]] = {}
+    base = 0
+    for part in parts:
+        for share in part.requests.shares:
+            cut = share.cut(part.start, part.end)
+            if len(cut.rows):
+                found.setdefault(id(cut.model), []).append(cut._replace(rows=cut.rows + base))
+        base += len(part)
+    return [shares[0] if len(shares) == 1 else _joined_shares(shares) for shares in found.values()]
+
+
+def _joined_shares(shares: Sequence[Share]) -> Share:
+    features = {name: concat([share.features[name] for share in shares]) for name in shares[0].features}
+    return Share(shares[0].model, np.concatenate([share.rows for share in shares]), features)
 
 
 def expire(batch: MicroBatch, in_time_ms: int) -> None:

@@ -17,17 +17,16 @@ import asyncio
 import logging
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.answers import AnswerWriter, Timings
-from app.compute import compute
+from app.answers import Timings
 from app.errors import DeliveryError
 from app.intake import Segment, decode_slices, offsets_left
-from app.microbatch import MicroBatch, expire, form
+from app.microbatch import MicroBatch, divide, expire, form, gather
 from app.requests import NO_DEADLINE, deadlines_ms
 from schemas.records import FireReason, Status
 
@@ -38,10 +37,12 @@ if TYPE_CHECKING:
 
     from app.batcher import MicroBatcher
     from app.delivery import Delivery
+    from app.lanes import Lane, Lanes
     from app.ledger import Ledger
-    from app.lookup import ViewLookup
     from app.metrics import Metrics
-    from app.models.runtime import ScoringModel
+    from app.models.live import LiveModel
+    from app.models.live_table import LiveTable
+    from app.outboxes import OutputTopics
     from app.poison_circuit import PoisonCircuit
     from app.recent import RecentAnswers
     from app.requests import RequestDecoder
@@ -52,20 +53,25 @@ log = logging.getLogger(__name__)
 COMPUTE_QUEUE = 1
 """Micro-batches formed ahead of the device: one, so that further rows wait in the batcher, where they find company."""
 EMIT_QUEUE = 2
-INLINE_S = 0.0003
-"""A micro-batch that takes the CPU for less than this is computed on the event loop: to hand it to another thread and
-back takes about as long."""
+SWITCH_TIMEOUT_S = 30.0
+"""How long ``switch`` waits for the rows that came before it; while the poison circuit holds they may never leave."""
+
+
+@dataclass(slots=True)
+class Fired:
+    """What fired together, and its rows by live model."""
+
+    whole: MicroBatch
+    parted: list[MicroBatch]
 
 
 class ScoringPipeline:
     """Wires batcher, features, model, answers and ledger together.
 
     Args:
-        decoder: records to requests.
+        decoder: records to requests; knows the live models.
         batcher: when to fire.
-        lookup: store features.
-        model: warmed up.
-        writer: requests to records.
+        output: names of the topics.
         delivery: takes the answers.
         ledger: what may be committed.
         recent: answers that the same request gets again.
@@ -73,6 +79,8 @@ class ScoringPipeline:
         on_hold: called with True when the circuit opens and with False when it closes.
         metrics: counted per micro-batch.
         on_failure: called once with the first unexpected error; must end the process.
+        lanes: where micro-batches compute.
+        max_batch_size: rows of a micro-batch at most; the default model's largest bucket bounds it too.
         max_queued_rows: above it ``submit`` waits.
         max_in_flight_batches: micro-batches that await their acknowledgement.
         now_s: monotonic seconds.
@@ -85,9 +93,7 @@ class ScoringPipeline:
         *,
         decoder: RequestDecoder,
         batcher: MicroBatcher,
-        lookup: ViewLookup,
-        model: ScoringModel,
-        writer: AnswerWriter,
+        output: OutputTopics,
         delivery: Delivery,
         ledger: Ledger,
         recent: RecentAnswers,
@@ -95,29 +101,32 @@ class ScoringPipeline:
         on_hold: Callable[[bool], None],
         metrics: Metrics,
         on_failure: Callable[[BaseException], None],
+        lanes: Lanes,
+        max_batch_size: int,
         max_queued_rows: int,
         max_in_flight_batches: int,
         now_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        self._decoder, self._batcher, self._lookup, self._model = decoder, batcher, lookup, model
-        self._writer, self._delivery, self._metrics = writer, delivery, metrics
+        self._decoder, self._batcher, self._output = decoder, batcher, output
+        self._delivery, self._metrics = delivery, metrics
         self.ledger = ledger
         self.recent = recent
         self.circuit, self._on_hold = circuit, on_hold
-        self._on_failure = on_failure
+        self._on_failure, self._lanes = on_failure, lanes
+        self._max_batch_size = max_batch_size
         self._max_queued_rows = max_queued_rows
         self._now_s, self._wall_s = now_s, wall_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._arrived, self._room, self._quiet = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._compute_queue: asyncio.Queue[MicroBatch] = asyncio.Queue(COMPUTE_QUEUE)
-        self._emit_queue: asyncio.Queue[MicroBatch] = asyncio.Queue(EMIT_QUEUE)
+        self._compute_queue: asyncio.Queue[Fired] = asyncio.Queue(COMPUTE_QUEUE)
+        self._emit_queue: asyncio.Queue[tuple[Fired, asyncio.Task[None] | None]] = asyncio.Queue(EMIT_QUEUE)
         self._decoding = asyncio.Lock()
         self._in_flight = asyncio.Semaphore(max_in_flight_batches)
         self._acks: set[asyncio.Task[None]] = set()
         self._stages: list[asyncio.Task[None]] = []
-        self._device_free_s = -math.inf
         self._unanswered = 0
+        self._taken = 0
+        self._progress = asyncio.Event()
         self._draining = self._is_paused = False
         self.failure: BaseException | None = None
 
@@ -133,7 +142,7 @@ class ScoringPipeline:
         for task in [*self._stages, *self._acks]:
             task.cancel()
         await asyncio.gather(*self._stages, *self._acks, return_exceptions=True)
-        self._thread.shutdown(wait=False)
+        self._lanes.close()
 
     async def submit(self, batch: RecordBatch) -> None:
         """Take a record batch; waits while too many rows are queued.
@@ -147,13 +156,14 @@ class ScoringPipeline:
             raise DeliveryError(msg)
         self._accept(batch)
         self._unanswered += batch.next_offset - batch.start_offset
+        self._taken += batch.next_offset - batch.start_offset
         self._quiet.clear()
         self._batcher.add(
             Segment(batch),
             rows=len(batch),
             now_s=self._now_s(),
             deadlines_s=self._deadlines_s(batch) if batch.headers else None,
-            device_free_s=self._device_free_s,
+            device_free_s=self._lanes.free_s,
         )
         self._arrived.set()
         if self._batcher.waiting_rows >= self._max_queued_rows:
@@ -206,9 +216,31 @@ class ScoringPipeline:
             for piece in self._batcher.give_back():
                 self._unanswered -= offsets_left(piece)
         self._room.set()
+        self._note_progress()
+        return await self.drain(timeout_s)
+
+    async def switch(self, table: LiveTable[LiveModel]) -> None:
+        """Let another table answer from the next decoded record on; returns when no answer by the old one can come.
+
+        Micro-batches that are under way keep the models that they were formed with.
+        """
+        champion = table.champion
+        self._decoder.table = table
+        largest = min(self._max_batch_size, champion.spec.buckets[-1])
+        self._batcher.set_model(champion.cost, max_batch_size=largest)
+        before = self._taken
+        try:
+            async with asyncio.timeout(SWITCH_TIMEOUT_S):
+                while self._taken - self._unanswered < before and self.failure is None:
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            log.warning("rows from before a switch of models still wait after %.0f s", SWITCH_TIMEOUT_S)
+
+    def _note_progress(self) -> None:
+        self._progress.set()
         if not self._unanswered:
             self._quiet.set()
-        return await self.drain(timeout_s)
 
     @property
     def queued_rows(self) -> int:
@@ -236,7 +268,7 @@ class ScoringPipeline:
             now_s = self._now_s()
             allowed = self.circuit.allowance(now_s)
             async with self._decoding:
-                taken = self._batcher.take(now_s=now_s, device_free_s=self._device_free_s, max_rows=allowed)
+                taken = self._batcher.take(now_s=now_s, device_free_s=self._lanes.free_s, max_rows=allowed)
                 slices = await self._decoder.with_schemas(partial(decode_slices, taken.slices, self._decoder))
             in_time_ms = int((self._wall_s() + taken.in_time_s - now_s) * 1000)
             self._judge(records=sum(map(len, taken.slices)), requests=sum(map(len, slices)))
@@ -247,14 +279,27 @@ class ScoringPipeline:
             batch = form(slices, reason, now_s=now_s, planned_s=taken.planned_s, in_time_ms=in_time_ms)
             self._count_consumed(batch)
             self._find_duplicates(batch)
-            batch.marks_s["ingest"] = self._now_s()
-            if self._lookup.is_needed and len(batch.live):
-                batch.lookup = await self._lookup.fetch(batch.features, batch.event_time_us[batch.live])
-                if batch.lookup.error is not None:
-                    self._metrics.count("store_failures")
-            batch.marks_s["features"] = self._now_s()
-            self._batcher.prepare.learn(len(batch), batch.marks_s["features"] - batch.fired_s)
-            await self._compute_queue.put(batch)
+            fired = Fired(batch, divide(batch))
+            ingested_s = self._now_s()
+            await self._look_up(fired)
+            looked_up_s = self._now_s()
+            for piece in fired.parted:
+                piece.marks_s |= {"ingest": ingested_s, "features": looked_up_s}
+            self._batcher.prepare.learn(len(batch), looked_up_s - batch.fired_s)
+            await self._compute_queue.put(fired)
+
+    async def _look_up(self, fired: Fired) -> None:
+        """Store features of all models, side by side."""
+        needy = [piece for piece in fired.parted if piece.model.lookup.is_needed and len(piece.live)]
+        if not needy:
+            return
+        found = await asyncio.gather(
+            *(p.model.lookup.fetch(p.features, p.event_time_us[p.live]) for p in needy)
+        )  # fmt: skip
+        for piece, lookup in zip(needy, found, strict=True):
+            piece.lookup = lookup
+            if lookup.error is not None:
+                self._metrics.count("store_failures")
 
     async def _fire(self) -> FireReason:
         """Wait until the batcher fires; at most one micro-batch is formed ahead of the device."""
@@ -267,10 +312,10 @@ class ScoringPipeline:
             elif self._is_paused and not self._batcher.waiting_rows:
                 self._pause(is_held=False)  # for the probe
             elif self._compute_queue.empty():
-                reason = self._batcher.fire_reason(now_s=now_s, device_free_s=self._device_free_s)
+                reason = self._batcher.fire_reason(now_s=now_s, device_free_s=self._lanes.free_s)
                 if reason is not None:
                     return FireReason.SHUTDOWN if self._draining and reason is FireReason.IDLE else reason
-                wake_s = self._batcher.wake_at_s(now_s=now_s, device_free_s=self._device_free_s)
+                wake_s = self._batcher.wake_at_s(now_s=now_s, device_free_s=self._lanes.free_s)
             try:
                 async with asyncio.timeout(None if math.isinf(wake_s) else max(wake_s - now_s, 0.0)):
                     await self._arrived.wait()
@@ -297,45 +342,66 @@ class ScoringPipeline:
         self._on_hold(is_held)
 
     async def _compute(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            batch = await self._compute_queue.get()
-            run_s = self._batcher.run.of(len(batch.live))
-            expire(batch, int((self._wall_s() + run_s) * 1000))
-            self._device_free_s = self._now_s() + run_s
+            fired = await self._compute_queue.get()
+            lane = await self._lanes.acquire()
+            run_s = sum(piece.model.cost.of(len(piece.live)) for piece in fired.parted)
+            in_time_ms = int((self._wall_s() + run_s) * 1000)
+            for piece in fired.parted:
+                expire(piece, in_time_ms)
+            lane.free_s = self._now_s() + run_s
             self._arrived.set()  # there is room for one micro-batch ahead
-            if self._model.device == "cpu" and run_s < INLINE_S:
-                compute(batch, self._model)
+            if len(self._lanes) == 1:
+                await self._run(fired, lane, run_s)
+                await self._emit_queue.put((fired, None))
             else:
-                await loop.run_in_executor(self._thread, compute, batch, self._model)
-            self._device_free_s = self._now_s()
-            if batch.device_rows:
-                self._batcher.run.learn(batch.device_rows, batch.marks_s["postprocess"] - batch.marks_s["start"])
-            self._arrived.set()  # the device is free
-            await self._emit_queue.put(batch)
+                await self._emit_queue.put((fired, asyncio.create_task(self._run(fired, lane, run_s), name="lane")))
+
+    async def _run(self, fired: Fired, lane: Lane, run_s: float) -> None:
+        for piece in fired.parted:
+            await self._lanes.compute(piece, lane, run_s)
+            if piece.device_rows:
+                piece.model.cost.learn(piece.device_rows, piece.marks_s["postprocess"] - piece.marks_s["start"])
+        lane.free_s = self._now_s()
+        lane.idle.set()
+        self._arrived.set()  # the device is free
 
     async def _emit(self) -> None:
         while True:
-            batch = await self._emit_queue.get()
+            fired, running = await self._emit_queue.get()
+            if running is not None:
+                await running
             await self._in_flight.acquire()
+            batch = fired.whole
             served_at_us = int(self._wall_s() * 1_000_000)
-            scored = len(batch.live)
-            expire(batch, served_at_us // 1000)
-            if len(batch.live) < scored:
-                self._metrics.count("expired_after_device", scored - len(batch.live))
-            predictions = self._writer.predictions(batch, served_at_us)
-            timings = self._timings(batch, self._now_s())
-            scores = self._writer.scores(batch, timings, served_at_us)
+            scores, predictions, timings = self._encode(fired, served_at_us)
             self._repeat_answers(batch, scores)
             sent = []
-            for part, boxes in zip(batch.parts, self._writer.outboxes(batch, scores, predictions), strict=True):
+            for part, boxes in zip(batch.parts, self._output.outboxes(batch, scores, predictions), strict=True):
                 raw = part.requests.batch
                 source = (raw.topic, raw.partition)
                 futures = await self._delivery.send(source, part.first_offset, part.next_offset, boxes)
                 sent.append((part, futures))
-            task = asyncio.create_task(self._guarded(self._acknowledge(batch, timings, sent)))
+            task = asyncio.create_task(self._guarded(self._acknowledge(fired, timings, sent)))
             self._acks.add(task)
             task.add_done_callback(self._acks.discard)
+
+    def _encode(self, fired: Fired, served_at_us: int) -> tuple[list[bytes], list[bytes], list[Timings]]:
+        """Answers of all requests and evidence of the live ones, in order, and the timings of each model's rows."""
+        encoded: list[tuple[list[bytes], list[bytes]]] = []
+        timings: list[Timings] = []
+        total_us = self._total_us(fired.whole)
+        for piece in fired.parted:
+            scored = len(piece.live)
+            expire(piece, served_at_us // 1000)
+            if len(piece.live) < scored:
+                self._metrics.count("expired_after_device", scored - len(piece.live))
+            writer = piece.model.writer
+            predictions = writer.predictions(piece, served_at_us)
+            timings.append(self._timings(piece, total_us))
+            encoded.append((writer.scores(piece, timings[-1], served_at_us), predictions))
+        gather(fired.whole, fired.parted)
+        return (*_interleaved(fired, encoded), timings)
 
     def _find_duplicates(self, batch: MicroBatch) -> None:
         if not (self.recent.is_on and len(batch)):
@@ -353,7 +419,7 @@ class ScoringPipeline:
         for row, (original, place) in batch.duplicates.items():
             scores[row], batch.status[row] = original.answer(place), original.statuses[place]
 
-    async def _acknowledge(self, batch: MicroBatch, timings: Timings, sent: list) -> None:  # type: ignore[type-arg]
+    async def _acknowledge(self, fired: Fired, timings: list[Timings], sent: list) -> None:  # type: ignore[type-arg]
         for part, futures in sent:
             for future in futures:
                 await future
@@ -361,10 +427,10 @@ class ScoringPipeline:
             self.ledger.answer((raw.topic, raw.partition), part.first_offset, part.next_offset)
             self._unanswered -= part.next_offset - part.first_offset
         self._in_flight.release()
-        self._batcher.beyond.learn(max(self._now_s() - batch.planned_s, 0.0))
-        if not self._unanswered:
-            self._quiet.set()
-        self._count(batch, timings)
+        self._batcher.beyond.learn(max(self._now_s() - fired.whole.planned_s, 0.0))
+        self._note_progress()
+        for piece, of_piece in zip(fired.parted, timings, strict=True):
+            self._count(piece, of_piece)
 
     def _count_consumed(self, batch: MicroBatch) -> None:
         """Records count as consumed when they fire: what is given back is consumed by whoever reads it again."""
@@ -376,6 +442,9 @@ class ScoringPipeline:
     def _count(self, batch: MicroBatch, timings: Timings) -> None:
         if not len(batch):
             return
+        model = batch.model
+        model.requests += len(batch)
+        model.last_used_s = batch.fired_s
         bucket = int(batch.predictions.bucket.max()) if batch.predictions and len(batch.live) else 0
         self._metrics.observe_batch(
             statuses=batch.status,
@@ -384,15 +453,26 @@ class ScoringPipeline:
             rows_on_device=batch.device_rows,
             bucket=max(bucket, batch.device_rows),
             reason=batch.reason if batch.device_rows else FireReason.NONE,
-            model_name=self._model.spec.name,
-            model_version=str(self._model.spec.version),
+            model_name=model.spec.name,
+            model_version=str(model.spec.version),
         )
         copies = int(np.isin(batch.status, (Status.INVALID, Status.ERROR)).sum())
         if copies:
             self._metrics.count("dead_letter_copies", copies)
 
-    def _timings(self, batch: MicroBatch, now_s: float) -> Timings:
-        """Stages in micros, so that they add up: what no other stage claims is queueing."""
+    def _total_us(self, batch: MicroBatch) -> NDArray[np.int64]:
+        """Micros of each row since it was fetched."""
+        now_s = self._now_s()
+        return np.repeat([_us(now_s - p.requests.batch.received_s) for p in batch.parts], [len(p) for p in batch.parts])
+
+    def _timings(self, batch: MicroBatch, total_us: NDArray[np.int64]) -> Timings:
+        """Stages in micros, so that they add up: what no other stage claims is queueing.
+
+        Args:
+            batch: of one model.
+            total_us: of each row of the whole.
+
+        """
         marks = batch.marks_s
         spans = {
             "ingest": _us(marks["ingest"] - batch.fired_s),
@@ -400,14 +480,25 @@ class ScoringPipeline:
             "preprocess": _us(marks["preprocess"] - marks["start"]),
             "inference": _us(marks["inference"] - marks["preprocess"]),
             "postprocess": _us(marks["postprocess"] - marks["inference"]),
-            "emit": _us(now_s - marks["postprocess"]),
+            "emit": _us(self._now_s() - marks["postprocess"]),
         }
         claimed = sum(spans.values())
-        total = np.repeat(
-            [_us(now_s - p.requests.batch.received_s) for p in batch.parts], [len(p) for p in batch.parts]
-        )
-        total = np.maximum(total, claimed)
+        total = np.maximum(total_us if batch.rows is None else total_us[batch.rows], claimed)
         return Timings({**spans, "queue": total - claimed}, total)
+
+
+def _interleaved(fired: Fired, encoded: list[tuple[list[bytes], list[bytes]]]) -> tuple[list[bytes], list[bytes]]:
+    """Answers and evidence in the order of the requests, whatever model they are of."""
+    if len(encoded) <= 1:
+        return encoded[0] if encoded else ([], [])
+    scores = [b""] * len(fired.whole)
+    predictions: dict[int, bytes] = {}
+    for piece, (answers, evidence) in zip(fired.parted, encoded, strict=True):
+        assert piece.rows is not None
+        for row, answer in zip(piece.rows.tolist(), answers, strict=True):
+            scores[row] = answer
+        predictions |= zip(piece.rows[piece.live].tolist(), evidence, strict=True)
+    return scores, [predictions[row] for row in fired.whole.live.tolist()]
 
 
 def _us(span_s: float) -> int:

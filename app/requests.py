@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from app.models.live_table import Refusal
 from app.record_reader import DamagedBatch, damaged
-from schemas.columns import Column, EnumColumn, NumberColumn, RecordColumn, TextColumn, concat
+from app.request_features import Decoded, Fault, FeatureReader, null_text, value_type
+from schemas.columns import Column, NumberColumn, TextColumn, concat
 from schemas.records import RecordBatch, Status
 from schemas.wire import HEADER_BYTES, NOT_FRAMED, schema_ids
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from app.models.spec import Feature, ModelSpec
+    from app.models.live_table import LiveTable
     from schemas.columnar import Decoder
     from schemas.records import Headers
     from schemas.registry import SchemaBook
@@ -34,20 +36,27 @@ NO_DEADLINE = np.iinfo(np.int64).max
 DEADLINE_HEADER = "x-deadline-unix-ms"
 VERSION_HEADER = "x-model-version"
 LABEL_HEADER = "x-model-label"
-TEXTS = {"category"}
-OTHER_TIMES = {f"{stem}-{unit}" for stem in ("timestamp", "local-timestamp") for unit in ("millis", "nanos")} | {
-    "local-timestamp-micros"
-}
-"""Read as UTC micros, these would be wrong by a factor or by an offset."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why a record is a dead letter, or a request INVALID or ERROR."""
+class Share(NamedTuple):
+    """The requests that one live model answers.
 
-    stage: str
-    error_class: str
-    message: str
+    Attributes:
+        model: it.
+        rows: shape (m,), increasing, their places among the requests.
+        features: its request features by name, canonical types, m rows each.
+
+    """
+
+    model: Any
+    rows: NDArray[np.int64]
+    features: dict[str, Column]
+
+    def cut(self, start: int, end: int) -> Share:
+        """Those of requests ``start .. end - 1``, counted from there."""
+        low, high = np.searchsorted(self.rows, (start, end)).tolist()
+        mine = slice(low, high)
+        return Share(self.model, self.rows[mine] - start, {n: c.take(mine) for n, c in self.features.items()})
 
 
 @dataclass(slots=True)
@@ -60,7 +69,7 @@ class Requests:
         request_id: n ids.
         entity_id: n ids.
         event_time_us: shape (n,), UTC micros.
-        features: request features by name, canonical types, n rows each.
+        shares: the requests by the model that answers them; each request is in one.
         status: shape (n,), int8 of ``Status``: OK or INVALID.
         faults: request row to why it is not OK.
         dead: batch row to why it is a dead letter.
@@ -73,7 +82,7 @@ class Requests:
     request_id: TextColumn
     entity_id: TextColumn
     event_time_us: NDArray[np.int64]
-    features: dict[str, Column]
+    shares: list[Share]
     status: NDArray[np.int8]
     faults: dict[int, Fault] = field(default_factory=dict)
     dead: dict[int, Fault] = field(default_factory=dict)
@@ -100,8 +109,18 @@ class Requests:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
+    """How the records of a schema are read."""
+
     decoder: Decoder
-    error: Fault | None
+    types: dict[str, str]
+
+
+@dataclass(slots=True)
+class _Pins:
+    """What headers say: version and label by row."""
+
+    version: dict[int, bytes] = field(default_factory=dict)
+    label: dict[int, bytes] = field(default_factory=dict)
 
 
 class _SchemasWanted(Exception):
@@ -111,23 +130,34 @@ class _SchemasWanted(Exception):
 
 
 class RequestDecoder:
-    """Decodes and checks requests for one model.
+    """Decodes requests, finds the live model that answers each, and checks them for it.
 
     Args:
         book: resolves schema ids.
-        spec: the model's signature.
+        table: the live models; set before the first call, and replaced between two calls.
         max_request_bytes: a larger value is a dead letter.
 
     """
 
-    def __init__(self, book: SchemaBook, spec: ModelSpec, *, max_request_bytes: int) -> None:
+    def __init__(self, book: SchemaBook, table: LiveTable[Any] | None = None, *, max_request_bytes: int) -> None:
         self._book = book
-        self._spec = spec
-        self._features = [f for f in spec.features if f.source == "request"]
+        self._readers: dict[int, FeatureReader] = {}
+        if table is not None:
+            self.table = table
         self._max_request_bytes = max_request_bytes
         self._plans: dict[int, _Plan | Fault] = {}
         self._asked: frozenset[int] | None = None  # what ``with_schemas`` has fetched so far; None outside of it
         self._wanted: set[int] = set()
+
+    @property
+    def table(self) -> LiveTable[Any]:
+        """The live models."""
+        return self._table
+
+    @table.setter
+    def table(self, table: LiveTable[Any]) -> None:
+        self._table = table
+        self._readers = {id(model): FeatureReader(model.spec) for model in table.versions.values()}
 
     def decode(self, batch: RecordBatch) -> Requests:
         """Every record of the batch, either as a request or as a dead letter; never raises for what is in a record."""
@@ -136,7 +166,7 @@ class RequestDecoder:
         if isinstance(batch, DamagedBatch):
             _mark_unreadable(batch, ids, dead)
         self._mark_oversized(batch, ids, dead)
-        groups: list[tuple[NDArray[np.int64], RecordColumn, dict[str, Column] | Fault]] = []
+        groups: list[Decoded] = []
         for schema_id in np.unique(ids):
             members = np.flatnonzero(ids == schema_id)
             group = self._decode_group(batch, int(schema_id), members, dead)
@@ -145,10 +175,7 @@ class RequestDecoder:
         if self._wanted:
             wanted, self._wanted = self._wanted, set()
             raise _SchemasWanted(wanted)
-        if not groups:
-            return self._assembled(batch, np.zeros(0, np.int64), [], dead)
-        order = np.argsort(np.concatenate([rows for rows, _, _ in groups]), kind="stable")
-        return self._assembled(batch, order, groups, dead)
+        return self._assembled(batch, groups, dead) if groups else _no_requests(batch, dead)
 
     def decode_together(self, batches: Sequence[RecordBatch]) -> list[Requests]:
         """The same as decoding one after the other, at about the price of one.
@@ -196,7 +223,7 @@ class RequestDecoder:
 
     def _decode_group(
         self, batch: RecordBatch, schema_id: int, members: NDArray[np.int64], dead: dict[int, Fault]
-    ) -> tuple[NDArray[np.int64], RecordColumn, dict[str, Column] | Fault] | None:
+    ) -> Decoded | None:
         if schema_id == NOT_FRAMED:
             _not_framed(batch, members, dead)
             return None
@@ -215,7 +242,7 @@ class RequestDecoder:
             if not len(good):
                 return None
             members, columns = members[good], columns.take(good)
-        return members, columns, plan.error or self._canonical(columns)
+        return Decoded(members, columns, schema_id, plan.types)
 
     def _plan(self, schema_id: int) -> _Plan | Fault:
         plan = self._plans.get(schema_id)
@@ -244,132 +271,195 @@ class RequestDecoder:
         wanted = {"request_id": "string", "entity_id": "string", "event_time": "long"}
         features = fields.get("features")
         fits = all(
-            n in fields and not isinstance(fields[n], list) and _value_type(fields[n]) == t for n, t in wanted.items()
+            n in fields and not isinstance(fields[n], list) and value_type(fields[n]) == t for n, t in wanted.items()
         )
         if not fits or not isinstance(features, dict) or features.get("type") != "record":
             message = f"schema id {schema_id} is {schema.get('name')}, not a score request"
             return Fault("schema", "WrongSchema", message)
-        return _Plan(decoder, self._type_fault(features))
+        return _Plan(decoder, {f["name"]: value_type(f["type"]) for f in features["fields"]})
 
-    def _type_fault(self, features: dict[str, object]) -> Fault | None:
-        given = {f["name"]: _value_type(f["type"]) for f in features["fields"]}  # type: ignore[attr-defined]
-        for feature in self._features:
-            found = given.get(feature.name)
-            if found is not None and found not in _accepted(feature):
-                message = f"feature {feature.name}: {found} in the schema, the model wants {feature.type}"
-                return Fault("schema", "WrongType", message)
-        return None
+    def _assembled(self, batch: RecordBatch, groups: list[Decoded], dead: dict[int, Fault]) -> Requests:
+        """The requests of one or several schemas, in the order of their records."""
+        order = None
+        if len(groups) > 1:
+            order = np.argsort(np.concatenate([group.places for group in groups]), kind="stable")
 
-    def _canonical(self, columns: RecordColumn) -> dict[str, Column]:
-        given = columns.fields["features"]
-        assert isinstance(given, RecordColumn)
-        return {f.name: _canonical_column(f, given.fields.get(f.name), columns.count) for f in self._features}
+        def merged(name: str) -> Column:
+            columns = [group.columns.fields[name] for group in groups]
+            return columns[0] if order is None else concat(columns).take(order)
 
-    def _assembled(
-        self,
-        batch: RecordBatch,
-        order: NDArray[np.int64],
-        groups: list[tuple[NDArray[np.int64], RecordColumn, dict[str, Column] | Fault]],
-        dead: dict[int, Fault],
-    ) -> Requests:
-        count = len(order)
-        whole = len(groups) == 1
-
-        def merged(columns: Sequence[Column]) -> Column:
-            return columns[0] if whole else concat(columns).take(order)
-
-        if not groups:
-            empty = TextColumn.from_values([])
-            none = np.zeros(0, np.int64)
-            return Requests(batch, none, empty, empty, none, {}, np.zeros(0, np.int8), dead=dead, deadline_ms=none)
-        rows = np.concatenate([r for r, _, _ in groups])[order]
-        faults = [f if isinstance(f, Fault) else None for _, _, f in groups]
-        absent = {f.name: f for f in self._features}
-        features = {
-            name: merged([
-                _canonical_column(feature, None, len(r)) if isinstance(cols, Fault) else cols[name]
-                for r, _, cols in groups
-            ])
-            for name, feature in absent.items()
-        }  # fmt: skip
-        request_id = merged([c.fields["request_id"] for _, c, _ in groups])
-        entity_id = merged([c.fields["entity_id"] for _, c, _ in groups])
-        event_time = merged([c.fields["event_time"] for _, c, _ in groups])
+        request_id, entity_id, event_time = merged("request_id"), merged("entity_id"), merged("event_time")
         assert isinstance(request_id, TextColumn) and isinstance(entity_id, TextColumn)  # noqa: PT018
         assert isinstance(event_time, NumberColumn)
+        rows = groups[0].places if order is None else np.concatenate([group.places for group in groups])[order]
+        count = len(rows)
         requests = Requests(
-            batch, rows, request_id, entity_id, event_time.values.astype(np.int64), features,
+            batch, rows, request_id, entity_id, event_time.values.astype(np.int64), [],
             np.zeros(count, np.int8), dead=dead, deadline_ms=np.full(count, NO_DEADLINE),
         )  # fmt: skip
-        origin = np.concatenate([np.full(len(r), i) for i, (r, _, _) in enumerate(groups)])[order]
-        for i, fault in enumerate(faults):
-            if fault is not None:
-                for row in np.flatnonzero(origin == i).tolist():
-                    requests.refuse(row, fault)
-        models = [c.fields.get("model") for _, c, _ in groups]
-        self._check_model(
-            requests, merged([_model_column(m, len(r)) for m, (r, _, _) in zip(models, groups, strict=True)])
-        )
-        self._check_keys(requests)
-        self._check_features(requests)
-        if batch.headers:
-            self._read_headers(requests)
+        pins = _read_headers(requests) if batch.headers else _Pins()
+        models, places = self._route(requests, _model_names(groups, order), pins)
+        for i, model in enumerate(models):
+            self._add_share(requests, groups, order, model, None if places is None else np.flatnonzero(places == i))
+        _check_keys(requests)
         return requests
 
-    def _check_model(self, requests: Requests, model: Column) -> None:
-        assert isinstance(model, TextColumn)
-        if model.valid is not None and not model.valid.any():
+    def _route(
+        self, requests: Requests, names: TextColumn | None, pins: _Pins
+    ) -> tuple[list[Any], NDArray[np.int64] | None]:
+        """The live models that are asked for, and for each request its place among them; None: one answers all."""
+        table = self._table
+        pinned = sorted(pins.version.keys() | pins.label.keys())
+        models: list[Any] = [table.champion]
+        places = np.zeros(len(requests), np.int64)
+        named: list[str | None] = [None] * len(requests)
+        if names is not None:
+            named = names.to_list() if pinned else named
+            codes = names.codes(table.names, unknown=-1)
+            if names.valid is not None:
+                codes[~names.valid] = table.names.index(table.default)
+            for code in np.unique(codes).tolist():
+                mine = np.flatnonzero(codes == code)
+                if code < 0:
+                    _refuse_unknown_models(requests, table, names, mine)
+                else:
+                    self._ask(requests, models, places, mine, (table.names[code], None, None))
+        for row in pinned:
+            self._ask(requests, models, places, np.array([row]), (named[row], pins.version.get(row), pins.label.get(row)))
+        return models, (places if places.any() else None)
+
+    def _ask(
+        self,
+        requests: Requests,
+        models: list[Any],
+        places: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        wanted: tuple[str | None, bytes | None, bytes | None],
+    ) -> None:
+        """Give some requests the model that they want."""
+        found = self._table.find(wanted[0], version=wanted[1], label=wanted[2])
+        if isinstance(found, Refusal):
+            for row in rows.tolist():
+                requests.refuse(row, Fault("schema", *found))
             return
-        other = model.codes((self._spec.name,), unknown=-1) < 0
-        if model.valid is not None:
-            other &= model.valid
-        message = f"another model than {self._spec.name} is asked for, and it is not live here"
-        for row in np.flatnonzero(other).tolist():
-            requests.refuse(row, Fault("schema", "UnknownModel", message))
+        if found not in models:
+            models.append(found)
+        places[rows] = models.index(found)
 
-    def _check_keys(self, requests: Requests) -> None:
-        batch = requests.batch
-        keys = batch.keys if len(requests) == len(batch) else [batch.keys[i] for i in requests.rows.tolist()]
-        entities = requests.entity_id.to_bytes_list()
-        if keys != entities:  # one comparison in C for the usual case
-            fault = Fault("schema", "KeyMismatch", "the record's key is not its entity_id; produce with key=entity_id")
-            for row, (key, entity) in enumerate(zip(keys, entities, strict=True)):
-                if key != entity:
-                    requests.refuse(row, fault)
-        nameless = Fault("schema", "EmptyRequestId", "request_id is empty; an outcome could never be joined to it")
-        for row in np.flatnonzero(requests.request_id.lengths == 0).tolist():
-            requests.refuse(row, nameless)
+    def _add_share(
+        self,
+        requests: Requests,
+        groups: list[Decoded],
+        order: NDArray[np.int64] | None,
+        model: Any,  # noqa: ANN401 - a live model of the table
+        rows: NDArray[np.int64] | None,
+    ) -> None:
+        """Read and check the features of the requests that a model answers; ``rows`` None: all of them."""
+        reader = self._readers[id(model)]
+        if rows is None:
+            rows = np.arange(len(requests))
+        elif not len(rows):
+            return
+        else:
+            groups, order = _those_of(groups, order, rows)
+        features = reader.read(groups, order)
+        _refuse_wrong_types(requests, groups, order, reader, rows)
+        for mask, fault in reader.faults(features):
+            for row in rows[mask].tolist() if mask.any() else ():
+                requests.refuse(row, fault)
+        requests.shares.append(Share(model, rows, features))
 
-    def _check_features(self, requests: Requests) -> None:
-        for feature in self._features:
-            column = requests.features[feature.name]
-            valid = column.valid if isinstance(column, NumberColumn | TextColumn) else None
-            if feature.required and valid is not None:
-                fault = Fault("schema", "MissingFeature", f"feature {feature.name} is required and null or absent")
-                for row in np.flatnonzero(~valid).tolist():
-                    requests.refuse(row, fault)
-            if isinstance(column, NumberColumn) and column.values.dtype.kind == "f":
-                odd = ~np.isfinite(column.values)
-                if valid is not None:
-                    odd &= valid
-                fault = Fault(
-                    "schema", "NotFinite", f"feature {feature.name} is NaN or infinite; send null for unknown"
-                )
-                for row in np.flatnonzero(odd).tolist():
-                    requests.refuse(row, fault)
 
-    def _read_headers(self, requests: Requests) -> None:
-        version = str(self._spec.version).encode()
-        for row, place in enumerate(requests.rows.tolist()):
-            for name, value in requests.batch.headers[place]:
-                if name == DEADLINE_HEADER:
-                    _read_deadline(requests, row, value)
-                elif name == VERSION_HEADER and value != version:
-                    message = f"version pinned by {VERSION_HEADER} is not live; live is {self._spec.version}"
-                    requests.refuse(row, Fault("schema", "UnknownVersion", message))
-                elif name == LABEL_HEADER and value != b"champion":
-                    message = f"label pinned by {LABEL_HEADER} is not live; live is champion"
-                    requests.refuse(row, Fault("schema", "UnknownLabel", message))
+def _those_of(
+    groups: Sequence[Decoded], order: NDArray[np.int64] | None, rows: NDArray[np.int64]
+) -> tuple[list[Decoded], NDArray[np.int64] | None]:
+    """The same for some requests; ``rows`` are increasing."""
+    places = rows if order is None else order[rows]  # in the groups one after the other
+    kept, start, edges = [], 0, []
+    for group in groups:
+        end = start + len(group.places)
+        mine = np.sort(places[(places >= start) & (places < end)]) - start
+        if len(mine):
+            kept.append(group._replace(places=group.places[mine], columns=group.columns.take(mine)))
+            edges.append(mine + start)
+        start = end
+    if len(kept) == 1:
+        return kept, None
+    return kept, np.searchsorted(np.concatenate(edges), places)
+
+
+def _refuse_wrong_types(
+    requests: Requests,
+    groups: Sequence[Decoded],
+    order: NDArray[np.int64] | None,
+    reader: FeatureReader,
+    rows: NDArray[np.int64],
+) -> None:
+    faults = [reader.type_fault(group.schema_id, group.types) for group in groups]
+    if not any(faults):
+        return
+    origin = np.repeat(np.arange(len(groups)), [len(group.places) for group in groups])
+    for row, i in zip(rows.tolist(), (origin if order is None else origin[order]).tolist(), strict=True):
+        fault = faults[i]
+        if fault is not None:
+            requests.refuse(row, fault)
+
+
+def _model_names(groups: Sequence[Decoded], order: NDArray[np.int64] | None) -> TextColumn | None:
+    """The models that requests name; None when none does."""
+    columns = [group.columns.fields.get("model") for group in groups]
+    texts = [
+        column if isinstance(column, TextColumn) else null_text(len(group.places))
+        for column, group in zip(columns, groups, strict=True)
+    ]
+    if not any(text.valid is None or text.valid.any() for text in texts):
+        return None
+    if order is None:
+        return texts[0]
+    merged = concat(texts).take(order)
+    assert isinstance(merged, TextColumn)
+    return merged
+
+
+def _refuse_unknown_models(
+    requests: Requests, table: LiveTable[Any], names: TextColumn, rows: NDArray[np.int64]
+) -> None:
+    for row, name in zip(rows.tolist(), names.take(rows).to_list(), strict=True):
+        refusal = table.find(name)
+        assert isinstance(refusal, Refusal)
+        requests.refuse(row, Fault("schema", *refusal))
+
+
+def _no_requests(batch: RecordBatch, dead: dict[int, Fault]) -> Requests:
+    none, empty = np.zeros(0, np.int64), TextColumn.from_values([])
+    return Requests(batch, none, empty, empty, none, [], np.zeros(0, np.int8), dead=dead, deadline_ms=none)
+
+
+def _check_keys(requests: Requests) -> None:
+    batch = requests.batch
+    keys = batch.keys if len(requests) == len(batch) else [batch.keys[i] for i in requests.rows.tolist()]
+    entities = requests.entity_id.to_bytes_list()
+    if keys != entities:  # one comparison in C for the usual case
+        fault = Fault("schema", "KeyMismatch", "the record's key is not its entity_id; produce with key=entity_id")
+        for row, (key, entity) in enumerate(zip(keys, entities, strict=True)):
+            if key != entity:
+                requests.refuse(row, fault)
+    nameless = Fault("schema", "EmptyRequestId", "request_id is empty; an outcome could never be joined to it")
+    for row in np.flatnonzero(requests.request_id.lengths == 0).tolist():
+        requests.refuse(row, nameless)
+
+
+def _read_headers(requests: Requests) -> _Pins:
+    pins = _Pins()
+    for row, place in enumerate(requests.rows.tolist()):
+        for name, value in requests.batch.headers[place]:
+            if name == DEADLINE_HEADER:
+                _read_deadline(requests, row, value)
+            elif name == VERSION_HEADER:
+                pins.version[row] = value or b""
+            elif name == LABEL_HEADER:
+                pins.label[row] = value or b""
+    return pins
 
 
 def deadlines_ms(batch: RecordBatch) -> NDArray[np.int64]:
@@ -418,7 +508,7 @@ def _cut(whole: Requests, batch: RecordBatch, base: int, start: int, end: int) -
         request_id=whole.request_id.take(rows),
         entity_id=whole.entity_id.take(rows),
         event_time_us=whole.event_time_us[rows],
-        features={name: column.take(rows) for name, column in whole.features.items()},
+        shares=[share for share in (s.cut(start, end) for s in whole.shares) if len(share.rows)],
         status=whole.status[rows].copy(),
         faults={row - start: fault for row, fault in whole.faults.items() if start <= row < end},
         dead={place - base: fault for place, fault in whole.dead.items() if base <= place < base + len(batch)},
@@ -457,48 +547,3 @@ def _read_deadline(requests: Requests, row: int, value: bytes | None) -> None:
     except (ValueError, OverflowError):
         message = f"header {DEADLINE_HEADER} is no integer of milliseconds"
         requests.refuse(row, Fault("schema", "BadDeadline", message))
-
-
-def _value_type(avro_type: object) -> str:
-    """Type of a field, null left out; a time in another unit than micros is named by that unit."""
-    if isinstance(avro_type, list):
-        inner = [t for t in avro_type if t != "null"]
-        return _value_type(inner[0]) if len(inner) == 1 else "union"
-    if isinstance(avro_type, dict):
-        unit = avro_type.get("logicalType")
-        return str(unit if unit in OTHER_TIMES else avro_type["type"])
-    return str(avro_type)
-
-
-def _accepted(feature: Feature) -> set[str]:
-    return {
-        "number": {"int", "long", "float", "double"} | OTHER_TIMES,
-        "category": {"string", "enum"},
-        "time": {"long"},
-        "flag": {"boolean"},
-    }[feature.type]
-
-
-def _canonical_column(feature: Feature, column: Column | None, count: int) -> Column:
-    if column is None:
-        gone = np.zeros(count, bool)
-        if feature.type in TEXTS:
-            return TextColumn(np.zeros(0, np.uint8), np.zeros(count, np.int64), np.zeros(count, np.int64), gone)
-        return NumberColumn(np.zeros(count, _dtype(feature)), gone)
-    if isinstance(column, EnumColumn):
-        text = TextColumn.from_codes(column.codes, column.symbols)
-        return TextColumn(text.data, text.starts, text.lengths, column.valid)
-    if isinstance(column, NumberColumn):
-        return NumberColumn(column.values.astype(_dtype(feature), copy=False), column.valid)
-    return column
-
-
-def _dtype(feature: Feature) -> type[np.generic]:
-    return {"time": np.int64, "flag": np.bool_}.get(feature.type, np.float64)
-
-
-def _model_column(column: Column | None, count: int) -> TextColumn:
-    if isinstance(column, TextColumn):
-        return column
-    zeros = np.zeros(count, np.int64)
-    return TextColumn(np.zeros(0, np.uint8), zeros, zeros, np.zeros(count, bool))

@@ -126,13 +126,39 @@ class BudgetSettings(_Group):
 
 
 class ModelSettings(_Group):
-    """Which model serves, and where."""
+    """Which models serve, from where, and on what."""
 
-    repository: Path = Path(".sluice/models")
-    name: Annotated[str, Field(description="the default model")] = "flight_delays"
-    version: Annotated[int | None, Field(description="none: the newest one")] = None
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|auto)$")] = "cpu"
+    repository: Annotated[str, Field(description="a folder, or any fsspec URL")] = ".sluice/models"
+    cache: Annotated[Path, Field(description="bundles of a remote repository, by digest")] = Path(".sluice/model-cache")
+    trust_store: Annotated[Path, Field(description="digests of bundles that may run code when loaded (.pt2)")] = Path(
+        ".sluice/trusted-models.json"
+    )
+    name: Annotated[str, Field(description="the default model, when `serve` is not set")] = "flight_delays"
+    version: Annotated[int | None, Field(description="of it; none: the newest one")] = None
+    serve: Annotated[
+        str, Field(description="models as name, name@latest:2, name@all or name@3+5; the first is the default one")
+    ] = ""
+    poll_s: Annotated[float, Field(gt=0, le=3600, description="between two looks at the repository")] = 5.0
+    device: Annotated[
+        str,
+        Field(
+            pattern=r"^(cpu|cuda(:\d+)?|auto)(,(cpu|cuda(:\d+)?))*$",
+            description="where models run; a list, such as cuda:0,cuda:1: an instance of each model on each",
+        ),
+    ] = "cpu"
+    on_device_lost: Annotated[
+        Literal["cpu", "stop"], Field(description="cpu: go on there, flagged; stop: end, so that others take over")
+    ] = "cpu"
+    memory_mb: Annotated[
+        float | None, Field(gt=0, description="of each device; the model used longest ago goes first; none: no limit")
+    ] = None
+    max_run_ms: Annotated[
+        float, Field(gt=0, description="a warm batch of the smallest bucket that takes longer fails the load")
+    ] = 100.0
     threads: Annotated[int, Field(ge=1, le=256, description="torch's intra-op threads")] = 1
+    architectures: Annotated[str, Field(description="modules that register networks of yours, separated by commas")] = (
+        ""
+    )
 
 
 class DeliverySettings(_Group):
@@ -187,6 +213,9 @@ class WebSettings(_Group):
     enabled: bool = True
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535, description="the next free one from here on")] = 6066
+    allow_model_control: Annotated[
+        bool, Field(description="POST /v2/repository/models/NAME/load and /unload, for whoever reaches the address")
+    ] = False
 
 
 class Settings(_Group):

@@ -10,22 +10,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agents import topics
-from app.batcher import LearnedCost, MicroBatcher
+from app.batcher import MicroBatcher
 from app.delivery import AtLeastOnce
+from app.lanes import Lanes
 from app.ledger import Ledger
-from app.lookup import ViewLookup
-from app.main import answer_writer, schema_book
 from app.metrics import Metrics
-from app.models.runtime import ScoringModel
+from app.models.live_loader import LiveLoader
+from app.models.live_table import LiveTable
+from app.outboxes import OutputTopics
 from app.pipeline import ScoringPipeline
 from app.poison_circuit import PoisonCircuit
 from app.recent import RecentAnswers
 from app.requests import RequestDecoder
 from app.settings import Settings
 from schemas.records import RecordBatch
+from schemas.registry import SchemaBook
 
 if TYPE_CHECKING:
+    from app.errors import DeviceLost
     from app.models.bundle import Bundle
+    from app.models.live import LiveModel
+    from app.models.runtime import ScoringModel
     from schemas.records import Headers
 
 
@@ -84,37 +89,40 @@ def make_pipeline(
     bundle: Bundle,
     sink: MemorySink,
     *,
-    device: str = "cpu",
     max_batch_size: int = 512,
     model: ScoringModel | None = None,
     kind: type[ScoringPipeline] = ScoringPipeline,
 ) -> ScoringPipeline:
     """A pipeline that ends in ``sink``."""
     settings = Settings(schemas={"folder": Path("schemas")})
-    if model is None:
-        model = ScoringModel(bundle, device)
-    book = schema_book(settings, bundle)
+    book = SchemaBook(settings.schemas.folder)
+    metrics = Metrics(settings.budget, now_s=time.monotonic)
+    loader = LiveLoader(settings, book, NoStore(), metrics)
+    live = loader.map(bundle)
+    if model is not None:
+        live.scorers = (model,)
+    loader.warm(live, None)
+    largest = min(max_batch_size, bundle.spec.buckets[-1])
 
     def fail(error: BaseException) -> None:
         raise SystemExit(repr(error))
 
+    async def stop(_live: LiveModel, lost: DeviceLost) -> tuple[ScoringModel, ...]:
+        raise lost
+
     return kind(
-        decoder=RequestDecoder(book, bundle.spec, max_request_bytes=2**20),
-        batcher=MicroBatcher(
-            max_batch_size=min(max_batch_size, bundle.spec.buckets[-1]),
-            window_s=0.005,
-            run=LearnedCost(model.warm_up()),
-        ),
-        lookup=ViewLookup(bundle.spec, NoStore()),
-        model=model,
-        writer=answer_writer(settings, bundle, book, model.device),
+        decoder=RequestDecoder(book, LiveTable.of([live]), max_request_bytes=2**20),
+        batcher=MicroBatcher(max_batch_size=largest, window_s=0.005, run=live.cost),
+        lanes=Lanes(1, on_device_lost=stop),
+        output=OutputTopics(topics.SCORES, topics.PREDICTIONS, topics.REQUESTS_DLQ),
         delivery=AtLeastOnce(sink),  # type: ignore[arg-type]
         ledger=Ledger(),
         recent=RecentAnswers(remembered=0, max_age_s=1.0),
         circuit=PoisonCircuit(share=1.0),
         on_hold=lambda _: None,
-        metrics=Metrics(settings.budget, now_s=time.monotonic),
+        metrics=metrics,
         on_failure=fail,
+        max_batch_size=largest,
         max_queued_rows=32_768,
         max_in_flight_batches=16,
     )

@@ -70,7 +70,7 @@ class Replayer:
             name: cast("NumberColumn", columns.fields[name]).values for name in ("raw_score", "score", "batch_bucket")
         }
         features = cast("RecordColumn", columns.fields["features"]).fields
-        numbers, codes = self._model.preprocessor.transform(dict(features))
+        inputs = self._model.preprocessor.transform(dict(features))
         equal = 0
         for bucket in np.unique(logged["batch_bucket"]).tolist():
             self.buckets.add(bucket)
@@ -79,7 +79,7 @@ class Replayer:
             for start in range(0, len(members), bucket):
                 rows = members[start : start + bucket]
                 padded = np.resize(rows, max(len(rows), smaller + 1))  # a rest must land in the same bucket
-                logits, used = self._model.predict(numbers[padded], codes[padded])
+                logits, used = self._model.predict({name: array[padded] for name, array in inputs.items()})
                 assert used == bucket, (used, bucket)
                 raw = sigmoid(logits[: len(rows)])
                 score = self._model.bundle.calibration.apply(raw)

@@ -103,7 +103,7 @@ class Work:
                 numbers[:, i] = table[feature.column or feature.name]
             else:
                 numbers[:, i] = [r["features"][feature.name] for r in requests]
-        logits, bucket = self.model.predict(numbers, np.zeros((len(requests), 0), np.int64))
+        logits, bucket = self.model.predict({"numbers": numbers, "codes": np.zeros((len(requests), 0), np.int64)})
         raw = sigmoid(logits)
         score = self.bundle.calibration.apply(raw)
         ages = None

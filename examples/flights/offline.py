@@ -28,12 +28,11 @@ def raw_scores(model: ScoringModel, frame: pd.DataFrame, bucket: int) -> NDArray
 
     In the same bucket a row's score is the same to the last bit, whatever its neighbours are.
     """
-    numbers, codes = model.preprocessor.transform(model.preprocessor.from_frame(frame))
-    padding = -len(frame) % bucket
-    numbers = np.concatenate([numbers, np.zeros((padding, numbers.shape[1]), numbers.dtype)])
-    codes = np.concatenate([codes, np.zeros((padding, codes.shape[1]), codes.dtype)])
+    padded = np.resize(np.arange(len(frame)), -(-len(frame) // bucket) * bucket)  # the last batch is filled up
+    inputs = model.preprocessor.transform(model.preprocessor.from_frame(frame))
     logits = [
-        model.predict(numbers[at : at + bucket], codes[at : at + bucket])[0] for at in range(0, len(numbers), bucket)
+        model.predict({name: array[padded[at : at + bucket]] for name, array in inputs.items()})[0]
+        for at in range(0, len(padded), bucket)
     ]
     return sigmoid(np.concatenate(logits)[: len(frame)]) if logits else np.empty(0)
 

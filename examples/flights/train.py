@@ -135,9 +135,9 @@ def _descend(spec: ModelSpec, frame: pd.DataFrame, epochs: int) -> nn.Module:
 
 def _tensors(spec: ModelSpec, frame: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     preprocessor = Preprocessor(spec)
-    numbers, codes = preprocessor.transform(preprocessor.from_frame(frame))
+    inputs = preprocessor.transform(preprocessor.from_frame(frame))
     labels = torch.from_numpy(frame["label"].to_numpy(np.float32, copy=True))
-    return torch.from_numpy(numbers), torch.from_numpy(codes), labels
+    return torch.from_numpy(inputs["numbers"]), torch.from_numpy(inputs["codes"]), labels
 
 
 def _predict(spec: ModelSpec, module: nn.Module, frame: pd.DataFrame) -> NDArray[np.float64]:

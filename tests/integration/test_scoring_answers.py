@@ -90,7 +90,7 @@ def test_an_offline_run_repeats_every_score_to_the_bit(service: Service, redis_u
 
 def predict(model: ScoringModel, frame: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Logits of raw features, in one batch that fills its bucket."""
-    logits, bucket = model.predict(*model.preprocessor.transform(model.preprocessor.from_frame(frame)))
+    logits, bucket = model.predict(model.preprocessor.transform(model.preprocessor.from_frame(frame)))
     assert bucket == len(frame)
     return logits
 

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app.answers import AnswerWriter, OutputTopics
+from app.answers import AnswerWriter
+from app.batcher import LearnedCost
+from app.lookup import ViewLookup
 from app.models.bundle import Bundle, open_bundle
+from app.models.live import LiveModel
+from app.models.live_table import LiveTable
 from app.models.runtime import ScoringModel
+from app.postprocess import Postprocessor
 from app.requests import RequestDecoder
 from schemas.generate import prediction_schema
 from schemas.registry import SchemaBook, load_schema
-from tests.samples import TOPIC, pack_sample, sample_request_schema
+from tests.fakes import MemoryStore
+from tests.samples import TOPIC, pack_sample, sample_request_schema, store_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,25 +48,37 @@ def book() -> SchemaBook:
 
 
 @pytest.fixture
-def decoder(book: SchemaBook, bundle: Bundle) -> RequestDecoder:
-    """Decodes requests for the sample model."""
-    return RequestDecoder(book, bundle.spec, max_request_bytes=4096)
+def make_live(book: SchemaBook) -> Callable[..., LiveModel]:
+    """Live models around networks, their store features from a store in memory."""
 
-
-@pytest.fixture
-def make_writer(book: SchemaBook, bundle: Bundle) -> Callable[[], AnswerWriter]:
-    """Encoders of the sample model's answers."""
-
-    def make() -> AnswerWriter:
+    def make(scorer: ScoringModel, store: MemoryStore | None = None) -> LiveModel:
+        spec = scorer.spec
         schema = load_schema(SCHEMAS, "score")
-        spec = bundle.spec
-        return AnswerWriter(
-            bundle,
+        writer = AnswerWriter(
+            scorer.bundle,
             schema,
             score_id=book.add("scores", schema),
             prediction_id=book.add("predictions-log", prediction_schema(spec.name, spec.fields())),
-            topics=OutputTopics("scores", "predictions-log", f"{TOPIC}.dlq"),
-            device="cpu",
+        )
+        return LiveModel(
+            bundle=scorer.bundle,
+            scorers=(scorer,),
+            postprocessor=Postprocessor(spec.output, scorer.bundle.calibration),
+            lookup=ViewLookup(spec, store or MemoryStore(store_rows())),
+            writer=writer,
+            cost=LearnedCost(),
         )
 
     return make
+
+
+@pytest.fixture
+def live(make_live: Callable[..., LiveModel], model: ScoringModel) -> LiveModel:
+    """The sample model, live."""
+    return make_live(model)
+
+
+@pytest.fixture
+def decoder(book: SchemaBook, live: LiveModel) -> RequestDecoder:
+    """Decodes requests for the sample model."""
+    return RequestDecoder(book, LiveTable.of([live]), max_request_bytes=4096)

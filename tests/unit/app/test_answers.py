@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.answers import STAGES, Outbox, Timings
+from app.answers import STAGES, Timings
 from app.batcher import Slice
 from app.compute import compute
 from app.lookup import ViewLookup
 from app.microbatch import form
+from app.outboxes import Outbox, OutputTopics
 from app.postprocess import sigmoid
 from schemas.columnar import Decoder
 from schemas.columns import to_python
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from app.answers import AnswerWriter
     from app.microbatch import MicroBatch
-    from app.models.runtime import ScoringModel
+    from app.models.live import LiveModel
     from app.requests import RequestDecoder
     from schemas.records import Headers, RecordBatch
 
@@ -44,10 +44,10 @@ TRACE: Headers = (("traceparent", b"00-ab-cd-01"), ("x-deadline-unix-ms", b"1000
 class Line:
     """The stages of the hot path, called one after the other."""
 
-    def __init__(
-        self, decoder: RequestDecoder, model: ScoringModel, writer: AnswerWriter, book: SchemaBook, folder: Path
-    ) -> None:
-        self.decoder, self.model, self.writer, self.book = decoder, model, writer, book
+    def __init__(self, decoder: RequestDecoder, live: LiveModel, book: SchemaBook, folder: Path) -> None:
+        self.decoder, self.live, self.writer, self.book = decoder, live, live.writer, book
+        self.model = model = live.scorers[0]
+        self.output = OutputTopics("scores", "predictions-log", f"{TOPIC}.dlq")
         self.score_schema = load_schema(folder, "score")
         self.prediction_schema = prediction_schema(model.spec.name, model.spec.fields())
         self.store = MemoryStore(store_rows())
@@ -69,14 +69,14 @@ class Line:
         if len(batch.live):
             lookup = ViewLookup(self.model.spec, self.store)
             batch.lookup = await lookup.fetch(batch.features, batch.event_time_us[batch.live])
-        compute(batch, self.model)
+        compute(batch, self.live, self.model)
         return batch
 
     def written(self, batch: MicroBatch) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[list[Outbox]]]:
         """Answers, evidence (both read back) and outboxes."""
         predictions = self.writer.predictions(batch, SERVED_AT_US)
         scores = self.writer.scores(batch, _timings(len(batch)), SERVED_AT_US)
-        boxes = self.writer.outboxes(batch, scores, predictions)
+        boxes = self.output.outboxes(batch, scores, predictions)
         return _read(self.score_schema, scores), _read(self.prediction_schema, predictions), boxes
 
     async def whole(self, kinds: str, *, headers: bool = False, now_ms: int = 0) -> Any:  # noqa: ANN401
@@ -114,20 +114,19 @@ def _without_logical_types(node: Any) -> Any:  # noqa: ANN401 - any JSON
 @pytest.fixture
 def line(
     decoder: RequestDecoder,
-    model: ScoringModel,
-    make_writer: Callable[[], AnswerWriter],
+    live: LiveModel,
     book: SchemaBook,
     pytestconfig: pytest.Config,
 ) -> Line:
     """The hot path without queues."""
-    return Line(decoder, model, make_writer(), book, pytestconfig.rootpath / "schemas")
+    return Line(decoder, live, book, pytestconfig.rootpath / "schemas")
 
 
 async def test_an_answer_says_all_that_was_found(line: Line) -> None:
     """Ids, score, decision, threshold, version, times and reason of a good row, read back by two readers."""
     batch, scores, _, _ = await line.whole("g")
     assert batch.predictions is not None
-    score = batch.predictions.score[0]
+    score = batch.predictions.scored.score[0]
     assert scores[0] == {
         "request_id": "r-0", "entity_id": "e-0", "status": "OK", "outputs": [score], "score": score,
         "decision": "late" if score >= 0.4 else "on_time", "threshold": 0.4, "model_name": "sample", "model_version": 3,
@@ -145,7 +144,7 @@ async def test_evidence_holds_the_values_as_used(line: Line) -> None:
     assert row["features"] == {**sent, "delay": 9.0, "gust": 6.0}
     assert row["feature_status"] == "ffffffsf", "plane N1 is stale, and so is its feature"
     assert row["feature_age_ms"] == [7_200_000, 0]
-    assert (row["raw_score"], row["score"]) == (batch.predictions.raw[1], scores[1]["score"])
+    assert (row["raw_score"], row["score"]) == (batch.predictions.scored.raw[1], scores[1]["score"])
     assert (row["artifact_sha256"], row["calibration_sha256"]) == (bundle.sha256, bundle.calibration_sha256)
     assert (row["batch_bucket"], row["device"], row["degraded"]) == (4, "cpu", ["plane:stale"])
     assert [r["request_id"] for r in evidence] == ["r-0", "r-1", "r-2"]
@@ -157,12 +156,12 @@ async def test_evidence_holds_the_values_as_used(line: Line) -> None:
 async def test_evidence_scores_again_to_the_same_bits(line: Line) -> None:
     """A replay of the logged values in the logged bucket gives the logged raw score."""
     batch, _, evidence, _ = await line.whole("g" * 11)
-    numbers, codes = line.model.preprocessor.transform(batch.features)
+    numbers, codes = line.model.preprocessor.transform(batch.features).values()
     for place, row in enumerate(evidence):
         padded = np.zeros((row["batch_bucket"], numbers.shape[1]), np.float32)
         padded_codes = np.zeros((row["batch_bucket"], codes.shape[1]), np.int64)
         padded[0], padded_codes[0] = numbers[place], codes[place]
-        assert sigmoid(line.model.predict(padded, padded_codes)[0])[0] == row["raw_score"]
+        assert sigmoid(line.model.predict({"numbers": padded, "codes": padded_codes})[0])[0] == row["raw_score"]
 
 
 async def test_each_status_has_its_shape(line: Line) -> None:

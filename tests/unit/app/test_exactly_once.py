@@ -9,11 +9,11 @@ import pytest
 from aiokafka.errors import ProducerFenced, RequestTimedOutError
 
 import app.exactly_once
-from app.answers import Outbox
 from app.errors import DeliveryError
 from app.exactly_once import ExactlyOnce
 from app.ledger import Ledger
 from app.metrics import Metrics
+from app.outboxes import Outbox
 from app.producer import OutputProducer
 from app.settings import BudgetSettings, DeliverySettings, KafkaSettings, Settings
 from tests.fakes import FakeClock, MemoryCluster
@@ -234,6 +234,21 @@ async def test_after_a_failed_send_nothing_is_sent_or_committed(brokers: Transac
     assert (future.done(), later.done(), brokers.visible, brokers.offsets) == (False, False, {}, {})
     await owner.delivery.revoked()
     assert future.cancelled()
+
+
+async def test_one_fault_is_told_once(brokers: Transactions) -> None:
+    """A fault that fails many parcels of several partitions ends the process once, with the first error."""
+    owner = Owner()
+    await owner.delivery.assigned([FIRST, SECOND])
+    for partition in (0, 1):
+        session = brokers.session(partition)
+        session.failure, session.fails_on = RequestTimedOutError(), "scores"
+    for source in (FIRST, SECOND):
+        for start in range(3):
+            await owner.send(source, start, start + 1)
+    await _settle()
+    assert [type(failure) for failure in owner.failures] == [DeliveryError]
+    await owner.delivery.revoked()
 
 
 async def test_a_failed_commit_is_never_repeated(brokers: Transactions) -> None:

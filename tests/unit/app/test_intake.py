@@ -45,7 +45,7 @@ def _batch(book: SchemaBook, kinds: str, partition: int, *, headers: bool = Fals
 def _as_values(requests: Requests) -> object:
     return (
         requests.rows.tolist(), requests.request_id.to_list(), requests.entity_id.to_list(),
-        requests.event_time_us.tolist(), {n: to_python(c) for n, c in requests.features.items()},
+        requests.event_time_us.tolist(), [(s.rows.tolist(), {n: to_python(c) for n, c in s.features.items()}) for s in requests.shares],
         requests.status.tolist(), requests.faults, requests.dead, requests.deadline_ms.tolist(),
     )  # fmt: skip
 

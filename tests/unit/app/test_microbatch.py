@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from app.batcher import Slice
 from app.microbatch import MicroBatch, expire, form
-from app.requests import Fault, RequestDecoder, Requests
+from app.request_features import Fault
+from app.requests import RequestDecoder, Requests
 from schemas.columns import to_python
 from schemas.records import FireReason, Headers, Status
 from schemas.wire import frame_header

@@ -13,13 +13,17 @@ from aiokafka.errors import KafkaError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import app.lanes
+import app.outboxes
 import app.pipeline
 from app.batcher import MicroBatcher
 from app.delivery import AtLeastOnce
-from app.errors import DeliveryError
+from app.errors import DeliveryError, DeviceLost
+from app.lanes import Lanes
 from app.ledger import Ledger
-from app.lookup import ViewLookup
 from app.metrics import Metrics
+from app.models.live_table import LiveTable
+from app.outboxes import OutputTopics
 from app.pipeline import ScoringPipeline
 from app.poison_circuit import PoisonCircuit
 from app.recent import RecentAnswers
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from app.answers import AnswerWriter
+    from app.models.live import LiveModel
     from app.models.runtime import ScoringModel
     from schemas.records import Headers, RecordBatch
 
@@ -59,10 +63,11 @@ class Bench:
     """
 
     decoder: RequestDecoder
-    model: ScoringModel
-    writer: AnswerWriter
+    tables: list[LiveTable[LiveModel]]
     book: SchemaBook
     score_schema: dict[str, Any]
+    spare: tuple[ScoringModel, ...] = ()
+    lanes: int = 1
     window_s: float = 0.001
     max_queued_rows: int = 10_000
     max_batch_size: int = 8
@@ -86,9 +91,8 @@ class Bench:
         self.pipeline = ScoringPipeline(
             decoder=self.decoder,
             batcher=MicroBatcher(max_batch_size=self.max_batch_size, window_s=self.window_s),
-            lookup=ViewLookup(self.model.spec, self.store),
-            model=self.model,
-            writer=self.writer,
+            lanes=Lanes(self.lanes, on_device_lost=self.on_device_lost),
+            output=OutputTopics("scores", "predictions-log", DLQ),
             delivery=AtLeastOnce(producer),  # type: ignore[arg-type]
             ledger=self.ledger,
             recent=RecentAnswers(remembered=1000, max_age_s=600.0),
@@ -96,13 +100,22 @@ class Bench:
             on_hold=self.holds.append,
             metrics=self.metrics,
             on_failure=self.failures.append,
+            max_batch_size=self.max_batch_size,
             max_queued_rows=self.max_queued_rows,
             max_in_flight_batches=self.max_in_flight_batches,
             **clocks,
         )
         self.producer = producer
+        await self.pipeline.switch(self.tables[0])
         self.pipeline.start()
         return self
+
+    async def on_device_lost(self, live: LiveModel, lost: DeviceLost) -> tuple[ScoringModel, ...]:
+        """The instances that take over; none: the loss is fatal."""
+        if not self.spare:
+            raise lost
+        live.scorers = self.spare
+        return self.spare
 
     async def __aexit__(self, *_: object) -> None:
         for topic in ("scores", "predictions-log", DLQ):
@@ -158,7 +171,7 @@ def _offset(sent: Sent) -> int:
 @pytest.fixture
 def make_bench(
     model: ScoringModel,
-    make_writer: Callable[[], AnswerWriter],
+    make_live: Callable[..., LiveModel],
     book: SchemaBook,
     pytestconfig: pytest.Config,
 ) -> Callable[..., Bench]:
@@ -166,8 +179,10 @@ def make_bench(
     folder: Path = pytestconfig.rootpath / "schemas"
 
     def make(**options: Any) -> Bench:  # noqa: ANN401 - fields of Bench
-        fresh = RequestDecoder(book, model.spec, max_request_bytes=4096)
-        return Bench(fresh, model, make_writer(), book, load_schema(folder, "score"), **options)
+        store = options.setdefault("store", MemoryStore(store_rows()))
+        fresh = RequestDecoder(book, max_request_bytes=4096)
+        table = LiveTable.of([make_live(model, store)])
+        return Bench(fresh, [table], book, load_schema(folder, "score"), **options)
 
     return make
 
@@ -254,17 +269,22 @@ class _Once:
         return self.inner(*args, **kwargs)
 
 
-STAGES = {
-    "decode": ("_decoder", "decode"),
-    "form": (None, "form"),
-    "lookup": ("_lookup", "fetch"),
-    "compute": (None, "compute"),
-    "evidence": ("_writer", "predictions"),
-    "encode": ("_writer", "scores"),
-    "outboxes": ("_writer", "outboxes"),
-    "send": ("_delivery", "send"),
-    "ledger": ("ledger", "deliver"),
-    "metrics": ("_metrics", "observe_batch"),
+def _champion(pipeline: ScoringPipeline) -> LiveModel:
+    return pipeline._decoder.table.champion
+
+
+STAGES: dict[str, tuple[Callable[[ScoringPipeline], object], str]] = {
+    "decode": (lambda pipeline: pipeline._decoder, "decode"),
+    "form": (lambda _: app.pipeline, "form"),
+    "divide": (lambda _: app.pipeline, "divide"),
+    "lookup": (lambda pipeline: _champion(pipeline).lookup, "fetch"),
+    "compute": (lambda _: app.lanes, "compute"),
+    "evidence": (lambda pipeline: _champion(pipeline).writer, "predictions"),
+    "encode": (lambda pipeline: _champion(pipeline).writer, "scores"),
+    "outboxes": (lambda _: app.outboxes, "_answer_headers"),
+    "send": (lambda pipeline: pipeline._delivery, "send"),
+    "ledger": (lambda pipeline: pipeline.ledger, "deliver"),
+    "metrics": (lambda pipeline: pipeline._metrics, "observe_batch"),
 }
 
 
@@ -274,8 +294,8 @@ async def test_an_error_in_any_stage_commits_nothing_past_it(
 ) -> None:
     """The failure is reported once, no unanswered offset may be committed, and nothing more is taken."""
     async with make_bench() as bench:
-        place, name = STAGES[stage]
-        target = app.pipeline if place is None else getattr(bench.pipeline, place)
+        find, name = STAGES[stage]
+        target = find(bench.pipeline)
         monkeypatch.setattr(target, name, _Once(getattr(target, name), on_call))
         with_error = 0
         for number in range(24):
@@ -358,7 +378,7 @@ async def test_a_waiting_submit_ends_when_the_pipeline_fails(
 ) -> None:
     """Back-pressure must not hide a failure: who waits for room is let go."""
     async with make_bench(max_queued_rows=4) as bench:
-        monkeypatch.setattr(app.pipeline, "compute", _Once(app.pipeline.compute, 1))
+        monkeypatch.setattr(app.lanes, "compute", _Once(app.lanes.compute, 1))
 
         async def feed() -> None:
             for _ in range(50):

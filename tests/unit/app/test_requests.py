@@ -8,6 +8,7 @@ import json
 import math
 import threading
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.models.live_table import LiveTable
+from app.models.spec import Feature
 from app.record_reader import damaged
-from app.requests import NO_DEADLINE, Fault, RequestDecoder, Requests, own_headers
+from app.request_features import Fault
+from app.requests import NO_DEADLINE, RequestDecoder, Requests, own_headers
 from schemas.columns import NumberColumn, to_python
 from schemas.records import Status
 from schemas.registry import SchemaBook, load_schema
@@ -25,9 +29,17 @@ from tests.samples import EVENT_TIME_US, TOPIC, framed, record_batch, request, s
 from tests.schema_registry import running_registry
 
 if TYPE_CHECKING:
+    from app.models.spec import ModelSpec
     from schemas.records import Headers
 
 SCHEMA = sample_request_schema()
+
+
+def table_of(*specs: ModelSpec) -> LiveTable[Any]:
+    """A table of models of which nothing is known but what they take."""
+    return LiveTable.of([SimpleNamespace(spec=spec) for spec in specs])
+
+
 REQUEST_FEATURES = [f["name"] for f in SCHEMA["fields"][-1]["type"]["fields"]]
 
 
@@ -41,7 +53,7 @@ def shared_book(request: pytest.FixtureRequest) -> SchemaBook:
 def decoder(shared_book: SchemaBook) -> RequestDecoder:
     """Decodes requests for the sample; at most 4 KiB each."""
     shared_book.add(TOPIC, SCHEMA)
-    return RequestDecoder(shared_book, sample_spec(), max_request_bytes=4096)
+    return RequestDecoder(shared_book, table_of(sample_spec()), max_request_bytes=4096)
 
 
 def _changed(
@@ -86,8 +98,8 @@ def _assert_good(requests: Requests, row: int, record: dict[str, Any]) -> None:
     assert requests.request_id.take(slice(row, row + 1)).to_list() == [record["request_id"]]
     assert requests.entity_id.take(slice(row, row + 1)).to_list() == [record["entity_id"]]
     assert requests.event_time_us[row] == record["event_time"]
-    assert set(requests.features) == set(REQUEST_FEATURES)
-    for name, column in requests.features.items():
+    assert set(requests.shares[0].features) == set(REQUEST_FEATURES)
+    for name, column in requests.shares[0].features.items():
         assert to_python(column.take(slice(row, row + 1))) == [record["features"].get(name)], name
 
 
@@ -311,7 +323,7 @@ def test_any_numeric_type_makes_a_number(
     schema = _changed({}, feature={"distance": avro_type})
     requests = decoder.decode(record_batch([write(record, schema)], [_key(record)]))
     _assert_good(requests, 0, record)
-    column = requests.features["distance"]
+    column = requests.shares[0].features["distance"]
     assert isinstance(column, NumberColumn)
     assert column.values.dtype == np.float64
 
@@ -398,7 +410,7 @@ async def test_new_ids_are_fetched_before_their_records_are_decoded() -> None:
     with running_registry() as (url, registry):
         registry.schemas[7] = json.dumps(SCHEMA)
         registry.gate = threading.Event()
-        decoder = RequestDecoder(SchemaBook(None, url), sample_spec(), max_request_bytes=4096)
+        decoder = RequestDecoder(SchemaBook(None, url), table_of(sample_spec()), max_request_bytes=4096)
         good, unknown = framed(SCHEMA, 7, request(0)), frame_header(9) + b"x"
         batches = [record_batch([good], [b"N0"]), record_batch([good, unknown], [b"N0", b"N0"], partition=1)]
         decoding = asyncio.create_task(decoder.with_schemas(partial(decoder.decode_together, batches)))
@@ -460,3 +472,65 @@ def test_no_bytes_make_it_raise(
     assert sorted([*requests.rows.tolist(), *requests.dead]) == list(range(len(values) + 1))
     _assert_good(requests, len(requests) - 1, record)
     assert requests.event_time_us[-1] == EVENT_TIME_US + 3
+
+
+OTHER = sample_spec(
+    name="other", version=1, features=(Feature(name="distance"), Feature(name="hops", default=1.0)), views=()
+)
+TABLE = LiveTable(
+    "sample",
+    {(spec.name, spec.version): SimpleNamespace(spec=spec) for spec in (sample_spec(), sample_spec(version=4), OTHER)},
+    {("sample", "champion"): 3, ("sample", "challenger"): 4, ("other", "champion"): 1},
+)
+ASKED = {
+    "nothing": (None, (), ("sample", 3)),
+    "the default by name": ("sample", (), ("sample", 3)),
+    "a version": (None, (("x-model-version", b"4"),), ("sample", 4)),
+    "a label": ("sample", (("x-model-label", b"challenger"),), ("sample", 4)),
+    "both": (None, (("x-model-version", b"4"), ("x-model-label", b"challenger")), ("sample", 4)),
+    "another model": ("other", (), ("other", 1)),
+    "another schema": ("other", (("schema", b"other"),), ("other", 1)),
+    "nobody": ("nobody", (), "UnknownModel"),
+    "two versions": (None, (("x-model-version", b"3"), ("x-model-label", b"challenger")), "ConflictingPins"),
+    "a version of another": ("other", (("x-model-version", b"4"),), "UnknownVersion"),
+}
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(st.sampled_from(sorted(ASKED)), min_size=1, max_size=12), st.data())
+def test_each_request_goes_to_the_model_that_it_asks_for(names: list[str], data: st.DataObject) -> None:
+    """Whatever stands beside it and wherever the fetch is cut: model, version, label and schema are its own."""
+    book = SchemaBook(None)
+    ids = [book.add(TOPIC, sample_request_schema(spec)) for spec in (sample_spec(), OTHER)]
+    decoder = RequestDecoder(book, TABLE, max_request_bytes=4096)
+    values, keys, headers = [], [], []
+    for i, name in enumerate(names):
+        model, own, _ = ASKED[name]
+        is_other = ("schema", b"other") in own
+        record = request(i, model=model)
+        if is_other:
+            record["features"] = {"distance": 100.0 + i, "hops": float(i)}
+        values.append(framed(sample_request_schema(OTHER if is_other else sample_spec()), ids[is_other], record))
+        keys.append(str(record["entity_id"]).encode())
+        headers.append(tuple(own))
+    whole = decoder.decode(record_batch(values, keys, headers=headers))
+    assert not whole.dead
+    found: dict[int, tuple[str, int]] = {}
+    for share in whole.shares:
+        numbers = to_python(share.features["distance"])
+        assert share.features.keys() == {f.name for f in share.model.spec.features if f.source == "request"}
+        for row, number in zip(share.rows.tolist(), numbers, strict=True):
+            assert number == 100.0 + row, "the features of a row are its own"
+            found[row] = share.model.spec.name, share.model.spec.version
+    assert sorted(found) == list(range(len(names))), "every request is in one share"
+    for row, name in enumerate(names):
+        expected = ASKED[name][2]
+        if isinstance(expected, str):
+            assert whole.faults[row].error_class == expected
+        else:
+            assert (whole.status[row], found[row]) == (Status.OK, expected)
+    start = data.draw(st.integers(0, len(names)))
+    for share in whole.shares:
+        cut = share.cut(start, len(names))
+        assert (cut.rows + start).tolist() == [row for row in share.rows.tolist() if row >= start]
+        assert to_python(cut.features["distance"]) == [100.0 + start + row for row in cut.rows.tolist()]
