@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from app.calibration import Calibration
-from app.errors import BundleError, UnsafeBundle
+from app.errors import BundleError, DigestMismatch, UnsafeBundle
 from app.models.archive import check_archive, refuse_disguised
 from app.models.bundle_files import (
     CALIBRATION,
@@ -90,6 +91,24 @@ class Bundle:
         if not self.is_trusted:
             raise UnsafeBundle(_untrusted(self.spec))
         return self.folder / EXPORTED
+
+    def program(self) -> io.BytesIO:
+        """The exported program's bytes, compared once more with the digest that is trusted.
+
+        Whoever may write the folder could swap the file between its verification and its loading; what is in memory
+        cannot be swapped.
+
+        Raises:
+            UnsafeBundle: the bundle is not trusted.
+            DigestMismatch: the file is another by now.
+
+        """
+        with open_plain(self.program_path) as file:
+            content = file.read()
+        if self.spec.files.get(EXPORTED) not in (None, hashlib.sha256(content).hexdigest()):
+            msg = f"{self.folder.name}/{EXPORTED}: was replaced while it was loaded; look at who did, and trust it anew"
+            raise DigestMismatch(msg)
+        return io.BytesIO(content)
 
     @property
     def weight_bytes(self) -> int:
@@ -229,36 +248,12 @@ def preprocess_digest(spec: ModelSpec) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def all_specs(repository: Path) -> list[ModelSpec]:
-    """The specification of every bundle, by name and version folder; empty when there is no repository.
-
-    Raises:
-        BundleError: one does not hold together.
-
-    """
-    return [read_spec(path.parent) for path in sorted(repository.glob("*/*/model.yaml"))] if repository.is_dir() else []
-
-
 def versions(repository: Path, name: str) -> list[int]:
     """Version numbers of a model, increasing; empty when there are none."""
     folder = repository / name
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if VERSION_PATTERN.fullmatch(p.name) and p.is_dir())
-
-
-def latest_version(repository: Path, name: str) -> int:
-    """The newest version of a model.
-
-    Raises:
-        BundleError: there is none.
-
-    """
-    found = versions(repository, name)
-    if not found:
-        msg = f"no model {name} in {repository}; pack one there, or name another repository (SLUICE_MODELS__REPOSITORY)"
-        raise BundleError(msg)
-    return found[-1]
 
 
 def _untrusted(spec: ModelSpec) -> str:

@@ -19,9 +19,9 @@ import aiohttp
 import fsspec
 
 from app.errors import BundleError, DigestMismatch, SluiceError
+from app.locked_files import alone
 from app.models.bundle import check_place, parse_spec_bytes
 from app.models.bundle_files import MAX_BUNDLE_BYTES, MAX_SPEC_BYTES, SPEC, check_names, limit_bytes, sha256_of
-from app.models.trust import alone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from app.errors import BundleError, DigestMismatch, UnsafeBundle
+from app.locked_files import write_atomically
 from app.models.bundle import (
     VERSION_PATTERN,
     Bundle,
@@ -24,7 +25,7 @@ from app.models.bundle import (
     read_spec,
 )
 from app.models.bundle_files import CALIBRATION, MAX_BYTES, MAX_SPEC_BYTES, SPEC, open_plain
-from app.models.trust import TrustStore, write_atomically
+from app.models.trust import TrustStore
 from app.postprocess import check_calibration
 from schemas.generate import check_name
 

@@ -7,21 +7,19 @@ this bundle, that it may be: ``sluice model pack`` does so for what it packs its
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import stat
-import tempfile
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import BundleError, UnsafeBundle
+from app.locked_files import alone, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
 MAX_STORE_BYTES = 16 * 2**20
 """About 80,000 entries."""
@@ -54,6 +52,7 @@ class TrustStore:
         path: the file; a missing one trusts nothing.
 
     Example:
+        >>> from pathlib import Path
         >>> store = TrustStore(Path("/nonexistent/trusted-models.json"))
         >>> store.has("0" * 64)
         False
@@ -156,41 +155,3 @@ class TrustStore:
 
 def _entry(fields: dict[str, Any]) -> TrustEntry:
     return TrustEntry(str(fields["name"]), int(fields["version"]), str(fields["added_at"]), str(fields.get("note", "")))
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold a lock file: of several processes one goes on; the lock ends with its process, however that ends.
-
-    Args:
-        path: the lock file; it stays.
-
-    """
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Replace a file as a whole: a reader sees the old text or the new, even after a power cut.
-
-    Args:
-        path: the file; its folder exists.
-        text: what it is to hold.
-        mode: its permissions.
-
-    Raises:
-        OSError: it cannot be written.
-
-    """
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, mode)
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise

@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from app.calibration import Calibration
 from app.errors import BundleError, DigestMismatch, UnsafeBundle
-from app.models.bundle import latest_version, open_bundle, read_spec, versions
+from app.models.bundle import open_bundle, read_spec, versions
 from app.models.bundle_files import CALIBRATION, MAX_SPEC_BYTES, REFERENCE, SPEC, WEIGHTS
 from app.models.packing import pack_bundle
+from app.models.repository import open_repository
 from app.models.runtime import ScoringModel
+from app.models.trust import TrustStore
 from tests.samples import pack_sample, sample_module, sample_spec
 
 if TYPE_CHECKING:
@@ -114,10 +116,11 @@ def test_the_newest_version_is_found(tmp_path: Path) -> None:
     (tmp_path / "sample" / "012").mkdir()
     (tmp_path / "sample" / ".12-draft").mkdir()
     assert versions(tmp_path, "sample") == [9, 10]
-    assert latest_version(tmp_path, "sample") == 10
+    repository = open_repository(tmp_path, cache=tmp_path / "cache", trust=TrustStore(tmp_path / "trust.json"))
+    assert repository.latest("sample") == 10
     assert versions(tmp_path, "nobody") == []
-    with pytest.raises(BundleError, match=r"no model nobody .*SLUICE_MODELS__REPOSITORY"):
-        latest_version(tmp_path, "nobody")
+    with pytest.raises(BundleError, match=r"no model nobody .*models\.repository"):
+        repository.latest("nobody")
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CALIBRATION, REFERENCE])

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from app.calibration import Calibration
-from app.errors import BundleError, UnsafeBundle
+from app.errors import BundleError, DigestMismatch, UnsafeBundle
 from app.models.bundle import open_bundle, preprocess_digest, read_spec
 from app.models.bundle_files import (
     CALIBRATION,
@@ -310,6 +310,16 @@ def test_a_bundle_that_was_not_opened_as_trusted_gives_no_program(packed: Path, 
     bundle = dataclasses.replace(open_bundle(packed, trust=trust), is_trusted=False)
     with pytest.raises(UnsafeBundle, match="not in the trust store"):
         ScoringModel(bundle)
+
+
+def test_a_program_that_is_swapped_after_its_verification_is_not_loaded(packed: Path, trust: TrustStore) -> None:
+    """What is loaded are the very bytes whose digest is trusted."""
+    trust.add(sha256_of(packed / SPEC), name="sample", version=3)
+    bundle = open_bundle(packed, trust=trust)
+    assert bundle.program().read() == (packed / EXPORTED).read_bytes()
+    (packed / EXPORTED).write_bytes(b"swapped")
+    with pytest.raises(DigestMismatch, match="was replaced while it was loaded"):
+        bundle.program()
 
 
 def test_parts_that_do_not_fit_are_not_packed(program: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.errors import BundleError, UnsafeBundle
-from app.models.trust import TrustStore, write_atomically
+from app.models.trust import TrustStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,13 +94,3 @@ def test_two_who_add_at_once_both_get_in(store: TrustStore) -> None:
     adding = [subprocess.Popen([sys.executable, "-c", code, store.path, who]) for who in "bcd"]
     assert [process.wait(timeout=60) for process in adding] == [0, 0, 0]
     assert len(store.entries()) == 16
-
-
-def test_a_write_that_fails_leaves_the_old_text(tmp_path: Path) -> None:
-    """And no draft behind."""
-    path = tmp_path / "x"
-    write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "\ud800")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
