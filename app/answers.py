@@ -77,7 +77,7 @@ class AnswerWriter:
     def of_bundle(self, bundle: Bundle) -> AnswerWriter:
         """The same for another opening of the bundle, with another calibration."""
         other = copy(self)
-        other._bundle = bundle
+        other._bundle = bundle  # noqa: SLF001 - a copy of our own
         return other
 
     def predictions(self, batch: MicroBatch, served_at_us: int) -> list[bytes]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from app import dlq_commands, schema_commands
+from app import dlq_commands, model_commands, model_control_commands, schema_commands, score_command
 from app.embedded import commands as embedded_commands
 from app.embedded.stack import running
 from app.errors import SluiceError
@@ -20,6 +20,9 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 embedded_commands.register(cli)
 cli.add_typer(schema_commands.cli, name="schema")
 cli.add_typer(dlq_commands.cli, name="dlq")
+model_control_commands.register(model_commands.cli)
+cli.add_typer(model_commands.cli, name="model")
+score_command.register(cli)
 
 
 class Role(StrEnum):

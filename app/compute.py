@@ -47,7 +47,7 @@ def compute(batch: MicroBatch, model: LiveModel, scorer: ScoringModel) -> None:
     logits, buckets, faults = _predict(scorer, inputs, 0, len(batch.live))
     batch.device_rows = len(logits)
     batch.marks_s["inference"] = clock()
-    finite: NDArray[np.bool_] = np.isfinite(logits) if logits.ndim == 1 else np.isfinite(logits).all(axis=1)
+    finite = np.asarray(np.isfinite(logits).reshape(len(logits), -1).all(axis=1))
     if not finite.all():
         _drop_unscored(batch, ~finite, faults)
         logits, buckets = logits[finite], buckets[finite]

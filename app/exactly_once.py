@@ -20,9 +20,9 @@ from app.transactions import Action, Parcel, TransactionLane
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from app.answers import Outbox
     from app.ledger import Ledger, Partition
     from app.metrics import Metrics
+    from app.outboxes import Outbox
     from app.settings import Settings
     from app.transactions import Step
 

@@ -91,8 +91,8 @@ def build_scoring(settings: Settings) -> SluiceApp:
     """The scoring worker; before it joins its group its models are loaded, verified and warm."""
     # torch: the monitor loads no model and is spared it.
     from app.models.architectures import load_architecture_modules  # noqa: PLC0415
-    from app.models.live_loader import LiveLoader  # noqa: PLC0415
     from app.models.compute_threads import set_compute_threads  # noqa: PLC0415
+    from app.models.live_loader import LiveLoader  # noqa: PLC0415
 
     policies = version_policies(settings.models)
     set_compute_threads(settings.models.threads)

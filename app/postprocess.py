@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from app.calibration import Calibration as Calibration  # noqa: PLC0414, TC001 - until all callers name app.calibration
 from app.errors import BundleError
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from app.calibration import Calibration
     from app.models.spec import Output
 
     Floats = NDArray[np.float64]

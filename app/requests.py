@@ -325,7 +325,8 @@ class RequestDecoder:
                 else:
                     self._ask(requests, models, places, mine, (table.names[code], None, None))
         for row in pinned:
-            self._ask(requests, models, places, np.array([row]), (named[row], pins.version.get(row), pins.label.get(row)))
+            wanted = named[row], pins.version.get(row), pins.label.get(row)
+            self._ask(requests, models, places, np.array([row]), wanted)
         return models, (places if places.any() else None)
 
     def _ask(

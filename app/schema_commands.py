@@ -128,7 +128,7 @@ def _encode_request(spec: ModelSpec, request: dict[str, Any], prefix: bytes, num
 def _column(kind: str, value: Any, where: str) -> TextColumn | NumberColumn:  # noqa: ANN401 - any JSON
     import numpy as np  # noqa: PLC0415
 
-    if kind == "category":
+    if kind in {"category", "text"}:
         if not isinstance(value, str | None):
             msg = f"{where}: a string is expected"
             raise SchemaError(msg)

@@ -21,10 +21,11 @@ import psutil
 import torch
 from aiokafka import AIOKafkaProducer
 
+from app.calibration import Calibration
 from app.models.architectures import build
-from app.models.bundle import open_bundle, pack_bundle
+from app.models.bundle import open_bundle
+from app.models.packing import pack_bundle
 from app.models.spec import Architecture, Feature, ModelSpec, Standardise
-from app.postprocess import Calibration
 from bench.contenders import OURS, Running, wait_until_ready
 from bench.kafka_batches import COMPRESS, ReadyBatch, batch, record
 from bench.mutators import FOREIGN_SCHEMAS, MUTATORS, RARE, Seeds, hostile_record

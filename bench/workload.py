@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 
 from agents import topics
+from app.calibration import Calibration
 from app.features import FeatureWriter
 from app.models.architectures import build
-from app.models.bundle import open_bundle, pack_bundle
+from app.models.bundle import open_bundle
+from app.models.packing import pack_bundle
 from app.models.spec import Architecture, Feature, FeatureView, ModelSpec, Standardise, ViewColumn
-from app.postprocess import Calibration
 from app.producer import OutputProducer
 from schemas.columnar import Encoder
 from schemas.columns import Constant, NumberColumn, RecordColumn, TextColumn

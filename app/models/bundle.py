@@ -328,12 +328,3 @@ def _check_events(raw: bytes) -> None:
         if depth > MAX_YAML_DEPTH:
             msg = f"nested more than {MAX_YAML_DEPTH} deep"
             raise yaml.YAMLError(msg)
-
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - until all callers name app.models.packing
-    if name == "pack_bundle":
-        from app.models.packing import pack_bundle  # noqa: PLC0415 - it imports this module
-
-        return pack_bundle
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from app.errors import BundleError, SluiceError
+from app.models.compute_threads import lower_priority
 from app.models.control import ControlState
 from app.models.lifecycle import Event, State, next_state
 from app.models.live_table import CHAMPION, LiveTable
 from app.models.policy import wanted_versions
 from app.models.residency import Resident, plan_unloads
-from app.models.compute_threads import lower_priority
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

@@ -136,8 +136,9 @@ def _write_network(draft: Path, module: nn.Module | Path | None, exported: Path 
 
 
 def _write_reference(draft: Path, spec: ModelSpec, reference: pd.DataFrame) -> None:
-    keys_only = [f.name for f in spec.features if not f.model_input]  # a tail number is new every day: that is no drift
-    reference.drop(columns=keys_only, errors="ignore").to_parquet(draft / REFERENCE, index=False)
+    # A tail number is new every day, and so is a text: that is no drift.
+    left_out = [f.name for f in spec.features if not f.model_input or f.type == "text"]
+    reference.drop(columns=left_out, errors="ignore").to_parquet(draft / REFERENCE, index=False)
 
 
 def _draft_bundle(draft: Path, spec: ModelSpec, calibration: Calibration) -> Bundle:

@@ -136,7 +136,7 @@ def _run(choices: Choices, console: Console) -> bool:
     with _servers(choices, console) as addresses:
         overrides = _overrides(choices, addresses)
         settings = load_settings(overrides)
-        bundle, static_bundle = _models(settings.models.repository, data, console)
+        bundle, static_bundle = _models(Path(settings.models.repository), data, console)
         book = SchemaBook(settings.schemas.folder, settings.schemas.registry_url)
         demo = Demo(choices, console, settings, data, bundle, static_bundle, book)
         asyncio.run(_fresh_topics(demo))

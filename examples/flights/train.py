@@ -10,10 +10,13 @@ import pandas as pd
 import torch
 from torch import nn
 
+from app.calibration import Calibration
 from app.models.architectures import build
-from app.models.bundle import pack_bundle, versions
-from app.postprocess import Calibration, sigmoid
+from app.models.bundle import versions
+from app.models.packing import pack_bundle
+from app.postprocess import sigmoid
 from app.preprocess import Preprocessor
+from app.threshold import best_threshold_for_f1
 
 from .features import TICK_US, simulate
 from .model import make_spec, request_frame
@@ -74,22 +77,6 @@ def training_frame(data: FlightData, months: Sequence[int]) -> pd.DataFrame:
     return frame[frame["label"].notna()].reset_index(drop=True)
 
 
-def best_threshold(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
-    """The score from which on to say "late" so that F1 is best.
-
-    Example:
-        >>> best_threshold(np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.0, 0.0, 1.0, 1.0]))
-        0.3
-
-    """
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(labels[order])
-    f1 = 2 * hits / (np.arange(1, len(order) + 1) + labels.sum())
-    # Equal scores fall on the same side: only the last of a run of equals is a place to cut.
-    last_of_run = np.append(np.diff(scores[order]) != 0, True)
-    return float(scores[order][int(np.argmax(np.where(last_of_run, f1, -1.0)))])
-
-
 def _train_one(frame: pd.DataFrame, repository: Path, *, with_store: bool, seed: int, epochs: int) -> Path:
     fitted_rows = int(len(frame) * (1 - HELD_OUT_SHARE))
     fit, held_out = frame.iloc[:fitted_rows], frame.iloc[fitted_rows:].reset_index(drop=True)
@@ -100,7 +87,7 @@ def _train_one(frame: pd.DataFrame, repository: Path, *, with_store: bool, seed:
     labels = held_out["label"].to_numpy(np.float64)
     calibration = Calibration.fit_platt(raw, labels)
     scores = calibration.apply(raw)
-    output = spec.output.model_copy(update={"threshold": best_threshold(scores, labels)})
+    output = spec.output.model_copy(update={"threshold": best_threshold_for_f1(scores, labels)[0]})
     spec = spec.model_copy(update={"output": output})
     reference = held_out[[f.name for f in spec.features]].assign(raw_score=raw, score=scores, label=labels)
     return pack_bundle(repository, spec, module, calibration, reference)

@@ -28,7 +28,6 @@ from tests.fakes import MemoryStore
 from tests.samples import EVENT_TIME_US, TOPIC, framed, record_batch, request, sample_request_schema, store_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from app.microbatch import MicroBatch

@@ -17,7 +17,6 @@ from app.microbatch import MicroBatch, form
 from app.models.runtime import ScoringModel
 from app.postprocess import sigmoid
 from app.request_features import Fault
-from app.requests import RequestDecoder
 from schemas.records import FireReason, Status
 from tests.fakes import MemoryStore
 from tests.samples import framed, record_batch, request, sample_request_schema, store_rows
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from app.models.bundle import Bundle
     from app.preprocess import Inputs
+    from app.requests import RequestDecoder
 
 SCHEMA = sample_request_schema()
 POISON = 7777.0

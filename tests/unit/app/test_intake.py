@@ -19,6 +19,7 @@ from tests.samples import TOPIC, framed, record_batch, request, sample_request_s
 
 if TYPE_CHECKING:
     from app.requests import RequestDecoder, Requests
+    from schemas.columns import Column
     from schemas.records import Headers, RecordBatch
     from schemas.registry import SchemaBook
 
@@ -42,10 +43,14 @@ def _batch(book: SchemaBook, kinds: str, partition: int, *, headers: bool = Fals
     return record_batch(values, keys, partition=partition, first=100, step=3, headers=given)
 
 
+def _values(features: dict[str, Column]) -> dict[str, list[object]]:
+    return {name: to_python(column) for name, column in features.items()}
+
+
 def _as_values(requests: Requests) -> object:
     return (
         requests.rows.tolist(), requests.request_id.to_list(), requests.entity_id.to_list(),
-        requests.event_time_us.tolist(), [(s.rows.tolist(), {n: to_python(c) for n, c in s.features.items()}) for s in requests.shares],
+        requests.event_time_us.tolist(), [(s.rows.tolist(), _values(s.features)) for s in requests.shares],
         requests.status.tolist(), requests.faults, requests.dead, requests.deadline_ms.tolist(),
     )  # fmt: skip
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -12,7 +11,7 @@ from app.models.bundle import open_bundle
 from examples.flights.features import STORE_FEATURES, VIEWS, simulate
 from examples.flights.model import MODEL, STATIC_MODEL, request_frame
 from examples.flights.offline import auc, brier, score_frame
-from examples.flights.train import Trained, best_threshold, train
+from examples.flights.train import Trained, train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,16 +79,3 @@ def test_training_again_makes_the_next_version(january: FlightData, tmp_path: Pa
     """A version is never overwritten."""
     folders = [train(january, tmp_path, months=(1,), epochs=1).model for _ in range(2)]
     assert [f.name for f in folders] == ["1", "2"]
-
-
-def test_threshold_is_the_best_of_all() -> None:
-    """No other cut has a better F1; equal scores fall on one side."""
-    rng = np.random.default_rng(3)
-    scores = rng.integers(0, 20, 300) / 20.0
-    labels = (rng.random(300) < scores).astype(np.float64)
-
-    def f1(threshold: float) -> float:
-        said = scores >= threshold
-        return float(2 * (said & (labels == 1)).sum() / (said.sum() + labels.sum()))
-
-    assert f1(best_threshold(scores, labels)) == max(f1(t) for t in np.unique(scores))
