@@ -270,7 +270,8 @@ async def _why_no_answer(settings: Settings, question: Question, sent: Sent) -> 
     for worker, document in workers.items():
         taken = document["stats"].get("conservation", {})
         figures = f"{taken.get('consumed', '?')} consumed, {taken.get('in_flight', '?')} in flight"
-        lines.append(printable(f"{worker} is alive: {figures}; see {document['web_url']}/v2/health/ready and its log"))
+        where = f"see {document['web_url']}/v2/health/ready and its log"
+        lines.append(printable(f"{worker} was alive within the last 10 s: {figures}; {where}"))
     return "\n".join(lines)
 
 

@@ -170,4 +170,4 @@ def test_without_an_answer_it_says_where_to_look(caller: Caller) -> None:
     assert done.exit_code == score_command.EXIT_NO_ANSWER
     assert "no answer within 1 s" in done.stderr
     assert "requests are before it" in done.stderr
-    assert "is alive" in done.stderr, "it was heard of a second ago"
+    assert "was alive within the last 10 s" in done.stderr
