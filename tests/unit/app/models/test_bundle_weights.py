@@ -87,6 +87,13 @@ def test_one_number_that_is_none_is_found_wherever_it_is(tmp_path: Path, dtype: 
         mapped_weights(tmp_path / WEIGHTS)
 
 
+def test_large_numbers_are_numbers(tmp_path: Path) -> None:
+    """Their sum is infinite, they are not."""
+    tensors = {"f32": torch.full((9,), 3e38), "f16": torch.full((9,), 65504.0, dtype=torch.float16)}
+    save_file(tensors, tmp_path / WEIGHTS)
+    assert mapped_weights(tmp_path / WEIGHTS).keys() == tensors.keys()
+
+
 @pytest.mark.parametrize("cut", [0, 4, 50, -1])
 def test_half_a_file_is_refused(tmp_path: Path, cut: int) -> None:
     """The header says how long the file must be."""
