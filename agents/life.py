@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from app.pipeline import ScoringPipeline
     from app.producer import OutputProducer
     from app.settings import Settings
+    from app.start_stages import StartStages
     from schemas.registry import SchemaBook
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class WorkerParts:
     stats: WorkerStats
     ledger: Ledger
     gate: Gate
+    start: StartStages
 
 
 class WorkerLife(ABC):
@@ -64,14 +66,16 @@ class WorkerLife(ABC):
     def __init__(self, parts: WorkerParts) -> None:
         self.app, self.settings, self.producer = parts.app, parts.settings, parts.producer
         self.committer, self.stats, self.ledger = parts.committer, parts.stats, parts.ledger
-        self.gate = parts.gate
+        self.gate, self.start = parts.gate, parts.start
         self._tasks: list[asyncio.Task[None]] = []
 
     async def prepare(self) -> None:
         """Topics, producer, own parts, committer: all there before the worker joins its group."""
+        self.start.ended("build")
         try:
             await wait_for_broker(partial(topics.ensure_topics, self.settings))
             await self.producer.start()
+            self.start.ended("broker")
             await self.open()
         except (SluiceError, KafkaError, OSError) as exc:
             end_process(exc)
@@ -86,6 +90,9 @@ class WorkerLife(ABC):
         except Exception as exc:  # noqa: BLE001 - crash-only
             end_process(exc)
         self.gate.end_take_over(ticket)
+        if not self.start.is_over:
+            self.start.over("join")
+            log.info("%s", self.start)
 
     async def hand_over(self, *_: object, **__: object) -> None:
         """Answer and commit what is in flight, then forget it; on a rebalance and at the end."""
@@ -160,7 +167,10 @@ class ScoringLife(WorkerLife):
 
     async def open(self) -> None:
         """See ``WorkerLife``; returns when the models are warm, so that a new worker takes traffic at full speed."""
-        await self._models.start(await self._control.read_all())
+        control = await self._control.read_all()
+        self.start.ended("control")
+        await self._models.start(control)
+        self.start.ended("models", of_which=self._models.load_seconds())
         self._pipeline.start()
         await self._control.start()
         self._tasks.append(asyncio.create_task(self._models.run(), name="models"))

@@ -43,6 +43,7 @@ from app.producer import OutputProducer
 from app.recent import RecentAnswers
 from app.requests import RequestDecoder
 from app.settings import DeliverySettings, ModelSettings, Settings, load_settings
+from app.start_stages import StartStages
 from app.transport import commit_offsets, hold_consumer
 from app.views import attach_views
 from app.views_models import LiveModels
@@ -94,6 +95,8 @@ def build_scoring(settings: Settings) -> SluiceApp:
     from app.models.compute_threads import set_compute_threads  # noqa: PLC0415
     from app.models.live_loader import LiveLoader  # noqa: PLC0415
 
+    start = StartStages()
+    start.ended("import")
     policies = version_policies(settings.models)
     set_compute_threads(settings.models.threads)
     load_architecture_modules(settings.models.architectures.replace(",", " ").split())
@@ -143,10 +146,10 @@ def build_scoring(settings: Settings) -> SluiceApp:
     health.add_check("models", manager.problem)
     stats = _attach_views(
         app, settings, "scoring", book=book, producer=producer, metrics=metrics, health=health,
-        figures=lambda: {**metrics.snapshot(), "models": manager.document()},
+        figures=lambda: {**metrics.snapshot(), "models": manager.document(), "start_s": start.seconds},
         models=_models_view(settings, manager, repository),
     )  # fmt: skip
-    parts = WorkerParts(app, settings, producer, committer, stats, ledger, gate)
+    parts = WorkerParts(app, settings, producer, committer, stats, ledger, gate, start)
     _attach_life(app, ScoringLife(parts, pipeline, delivery, store, book, manager))
     return app
 
@@ -159,18 +162,16 @@ def make_manager(
     pipeline: ScoringPipeline,
 ) -> ModelManager:
     """The manager of a worker's models; nothing is loaded yet."""
-    from app.models.manager import Limits, Loader, ModelManager  # noqa: PLC0415 - see build_scoring
+    from app.models.manager import ModelManager  # noqa: PLC0415 - see build_scoring
+    from app.models.version_loader import Loader, VersionLoader  # noqa: PLC0415
 
     models = settings.models
+    parts = Loader(loader.devices, loader.map, loader.warm, loader.recorded)
     return ModelManager(
         policies,
-        repository,
-        Loader(loader.devices, loader.map, loader.warm, loader.recorded),
-        limits=Limits(
-            poll_s=models.poll_s,
-            max_run_ms=models.max_run_ms,
-            memory_bytes=None if models.memory_mb is None else int(models.memory_mb * 2**20),
-        ),
+        VersionLoader(repository, parts, max_run_ms=models.max_run_ms),
+        poll_s=models.poll_s,
+        memory_bytes=None if models.memory_mb is None else int(models.memory_mb * 2**20),
         switch=pipeline.switch,
     )
 
@@ -276,6 +277,8 @@ def build_monitor(settings: Settings) -> SluiceApp:
     """The monitor worker: joins outcomes to predictions, closes windows, judges drift, writes reports."""
     from agents.outcomes import OutcomeMonitor  # noqa: PLC0415 - SciPy and pandas: the scoring worker is spared them
 
+    start = StartStages()
+    start.ended("import")
     app = make_app(
         settings, "monitor", [topics.PREDICTIONS, topics.OUTCOMES], linger_ms=settings.monitor.fetch_linger_ms
     )
@@ -305,9 +308,10 @@ def build_monitor(settings: Settings) -> SluiceApp:
     scoring_agent.attach(app, [topics.PREDICTIONS, topics.OUTCOMES], monitoring_agent, gate)
     health = _health(app, settings, committer, lambda: None)
     stats = _attach_views(
-        app, settings, "monitor", book=book, producer=producer, figures=monitor.snapshot, metrics=metrics, health=health
-    )
-    parts = WorkerParts(app, settings, producer, committer, stats, ledger, gate)
+        app, settings, "monitor", book=book, producer=producer, metrics=metrics, health=health,
+        figures=lambda: {**monitor.snapshot(), "start_s": start.seconds},
+    )  # fmt: skip
+    parts = WorkerParts(app, settings, producer, committer, stats, ledger, gate, start)
     _attach_life(app, MonitorLife(parts, monitor, metrics))
     return app
 

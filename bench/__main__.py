@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from bench import (
     codec,
+    cold_start,
     delivery,
     device,
     hostile,
     latency,
+    mapped,
     measuring,
     memory,
     overload,
@@ -48,6 +50,8 @@ PARTS: dict[str, Part] = {
     "memory": partial(memory.run, requests=2_000_000),
     "memory-10m": partial(memory.run, requests=10_000_000),
     "gpu": device.run,
+    "cold_start": cold_start.run,
+    "mapped": mapped.run,
 }
 WITHOUT_BROKER = {"codec", "measuring", "gpu"}
 DEFAULT = [part for part in PARTS if part not in {"memory-10m", "gpu"}]

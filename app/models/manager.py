@@ -8,117 +8,31 @@ operator says something new.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 from app.errors import BundleError, SluiceError
-from app.models.compute_threads import lower_priority
-from app.models.control import ControlState
-from app.models.lifecycle import Event, State, next_state
+from app.models.control import ControlState, Kind, describe
+from app.models.lifecycle import Event, State
 from app.models.live_table import CHAMPION, LiveTable
-from app.models.policy import wanted_versions
+from app.models.policy import next_labels, wanted_versions
 from app.models.residency import Resident, plan_unloads
+from app.models.tracked import Tracked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from app.models.bundle import Bundle
+    from app.models.control import Target, Wish
     from app.models.live import LiveModel
     from app.models.policy import VersionPolicy
     from app.models.spec import ModelSpec
-    from schemas.columns import Column
+    from app.models.tracked import Key
+    from app.models.version_loader import VersionLoader
 
 log = logging.getLogger(__name__)
-
-Key = tuple[str, int]
-Recorded = dict[str, "Column"]
-
-
-class Bundles(Protocol):
-    """Where bundles come from; ``app.models.repository`` has one."""
-
-    def names(self) -> list[str]:
-        """Models that there are."""
-
-    def versions(self, name: str) -> list[int]:
-        """Versions that there are of a model."""
-
-    def fingerprint(self, name: str, version: int) -> str:
-        """Changes when a file of the version does."""
-
-    def calibrations(self, name: str, version: int) -> list[int]:
-        """Revisions of its calibration, increasing."""
-
-    def open(self, name: str, version: int, *, calibration: int | None = None) -> Bundle:
-        """The verified bundle."""
-
-
-@dataclass(slots=True)
-class Tracked:
-    """What is known of a version.
-
-    Attributes:
-        state: where it is.
-        reason: why it is there; empty when there is nothing to say.
-        live: the loaded model, while there is one.
-        fingerprint: of the files that were tried last.
-        calibration: revision in use; 0: the bundle's own.
-        seconds: what loading took, by step.
-        warm_up_s: what a batch took at the end of the warm-up, by bucket.
-        gave_up_at: offset of the control state when it failed, or went for lack of memory; it is tried again when the
-            operators say something new.
-
-    """
-
-    state: State = State.NEW
-    reason: str = ""
-    live: LiveModel | None = None
-    fingerprint: str = ""
-    calibration: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    warm_up_s: dict[int, float] = field(default_factory=dict)
-    gave_up_at: int | None = None
-
-    def on(self, event: Event, reason: str = "") -> None:
-        """Step to the next state."""
-        self.state, self.reason = next_state(self.state, event), reason
-
-
-@dataclass(frozen=True, slots=True)
-class Loader:
-    """How a bundle becomes a live model; the composition root knows the parts.
-
-    Attributes:
-        devices: where the instances of a model go.
-        map: loads the network on its devices; blocking.
-        warm: runs every bucket, with recorded requests if there are any; returns seconds by bucket; blocking.
-        recorded: newest requests of a model, as columns by feature; None: there are none.
-
-    """
-
-    devices: Callable[[ModelSpec], tuple[str, ...]]
-    map: Callable[[Bundle], LiveModel]
-    warm: Callable[[LiveModel, Recorded | None], dict[int, float]]
-    recorded: Callable[[ModelSpec], Awaitable[Recorded | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a manager allows.
-
-    Attributes:
-        poll_s: between two looks at the repository.
-        max_run_ms: a warm batch of the smallest bucket that takes longer fails the load, unless the bundle says more.
-        memory_bytes: of each device; None: no limit.
-
-    """
-
-    poll_s: float = 5.0
-    max_run_ms: float = 100.0
-    memory_bytes: int | None = None
 
 
 class ModelManager:
@@ -126,32 +40,31 @@ class ModelManager:
 
     Args:
         policies: by model; the first model is the default one.
-        bundles: where they come from.
         loader: how they become live.
-        limits: time and memory.
-        switch: puts a table in force, and returns when no answer by the one before can come.
+        poll_s: between two looks at the repository.
+        memory_bytes: that all models may take on each device; None: as much as there is.
+        switch: puts a table in force, and returns when no answer by the one before can come; False: some still may.
 
     """
 
     def __init__(
         self,
         policies: Mapping[str, VersionPolicy],
-        bundles: Bundles,
-        loader: Loader,
+        loader: VersionLoader,
         *,
-        limits: Limits,
-        switch: Callable[[LiveTable[LiveModel]], Awaitable[None]],
+        poll_s: float,
+        memory_bytes: int | None,
+        switch: Callable[[LiveTable[LiveModel]], Awaitable[bool | None]],
     ) -> None:
-        self._policies, self._bundles, self._loader = policies, bundles, loader
-        self._limits, self._switch = limits, switch
+        self._policies, self._loader = policies, loader
+        self._poll_s, self._memory_bytes, self._switch = poll_s, memory_bytes, switch
         self._default = next(iter(policies))
         self._tracked: dict[Key, Tracked] = {}
         self._table: LiveTable[LiveModel] | None = None
         self._control, self._applied_offset = ControlState.empty(), 0
         self._refused: list[dict[str, Any]] = []
         self._loading = ""
-        self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="models")
+        self._wake, self._switching = asyncio.Event(), asyncio.Lock()
 
     @property
     def table(self) -> LiveTable[LiveModel]:
@@ -167,36 +80,53 @@ class ModelManager:
 
         """
         self._control = control
-        await self._reconcile()
+        await self.look()
         if self._table is None:
             raise BundleError(self._why_nothing_serves())
-        await asyncio.get_running_loop().run_in_executor(self._thread, lower_priority)
+        await self._loader.be_modest()
 
     async def run(self) -> None:
         """Follow the repository and the operators' wishes, for ever."""
         while True:
-            try:
-                async with asyncio.timeout(self._limits.poll_s):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
             self._wake.clear()
             try:
-                await self._reconcile()
-            except (SluiceError, OSError) as exc:  # the repository is away: what is live serves on
-                log.warning("models: %s; looking again in %.0f s", exc, self._limits.poll_s)
+                await self.look()
+            except Exception:  # a fault of ours, but what is live serves on
+                log.exception("models: looking again in %.0f s", self._poll_s)
 
     async def control(self, state: ControlState) -> None:
-        """Operators wish something else."""
+        """Operators wish something else: labels move at once, what must be loaded for it comes next."""
         self._control = state
+        if self._table is not None:
+            await self._put_in_force({key for key, tracked in self._tracked.items() if tracked.is_ready})
         self._wake.set()
+
+    async def look(self) -> None:
+        """Look at the repository and the wishes once, and bring about what follows."""
+        control, known = self._control, self._loader.forget_problems()
+        wanted: set[Key] = set()
+        for name in self._names(control):
+            wanted |= {(name, version) for version in await self._bring_up(name, control)}
+        await self._put_in_force(wanted)
+        for problem in self._loader.problems:
+            if problem not in known:  # it is told once, not at every look
+                log.warning("models: %s; what is live serves on", problem)
+        self._refused = [
+            {"what": describe(target, wish), "reason": reason, "offset": control.offset}
+            for target, wish in control.wishes.items()
+            if (reason := self._refusal(target, wish)) is not None
+        ]
+        self._applied_offset = control.offset
 
     def replace_scorers(self, live: LiveModel, scorers: tuple[Any, ...], reason: str) -> None:
         """A device was lost: the model goes on elsewhere, flagged."""
-        live.scorers = scorers
+        lost, live.scorers = live.scorers, scorers
         for tracked in self._tracked.values():
-            if tracked.live is live:
-                tracked.reason = reason
+            if tracked.live is not None and tracked.live.scorers in (lost, scorers):  # a recalibrated one shares them
+                tracked.live.scorers, tracked.reason = scorers, reason
 
     def problem(self) -> str | None:
         """Why no request could be answered; None when it could."""
@@ -207,9 +137,17 @@ class ModelManager:
         tracked = self._tracked.get((name, version))
         return None if tracked is None or tracked.live is None else tracked.live.spec
 
+    def load_seconds(self) -> dict[str, float]:
+        """What loading took, all versions together, by step."""
+        total: dict[str, float] = {}
+        for tracked in self._tracked.values():
+            for step, took_s in tracked.seconds.items():
+                total[step] = total.get(step, 0.0) + took_s
+        return total
+
     def close(self) -> None:
         """Let go of the thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._loader.close()
 
     def document(self) -> dict[str, Any]:
         """The state of every version, plain values."""
@@ -217,260 +155,209 @@ class ModelManager:
             "default": self._default,
             "control_offset": self._applied_offset,
             "loading": self._loading or None,
-            "versions": [self._row(key, tracked) for key, tracked in sorted(self._tracked.items())],
+            "repository_problem": "; ".join(self._loader.problems) or None,
+            "versions": [tracked.row(key, self._table) for key, tracked in sorted(self._tracked.items())],
             "refused": list(self._refused),
         }
 
-    def _row(self, key: Key, tracked: Tracked) -> dict[str, Any]:
-        live, labels = tracked.live, {} if self._table is None else self._table.labels
-        is_serving = live is not None and tracked.state in {State.READY, State.DRAINING}
-        return {
-            "name": key[0],
-            "version": key[1],
-            "state": tracked.state.value,
-            "reason": tracked.reason,
-            "device": ",".join(scorer.device for scorer in live.scorers) if live else None,
-            "sha256": live.bundle.sha256 if live else None,
-            "calibration_revision": tracked.calibration if live else None,
-            "calibration_sha256": live.bundle.calibration_sha256 if live else None,
-            "labels": sorted(label for (name, label), number in labels.items() if (name, number) == key),
-            "memory_bytes": sum(scorer.memory_bytes for scorer in live.scorers) if live else 0,
-            "load_ms": {step: round(s * 1000, 3) for step, s in tracked.seconds.items()},
-            "warm_up_ms": {str(bucket): round(s * 1000, 3) for bucket, s in tracked.warm_up_s.items()},
-            "is_default": is_serving and self._table is not None and self._table.champion is live,
-            "requests": live.requests if live else 0,
-        }
-
-    async def _reconcile(self) -> None:
-        control = self._control
-        names = dict.fromkeys([*self._policies, *control.models()])
-        wanted: set[Key] = set()
-        for name in names:
-            wanted |= {(name, version) for version in await self._bring_up(name, control)}
-        await self._put_in_force(self._next_table(names, wanted, control))
-        await self._retire(wanted)
-        self._applied_offset = control.offset
+    def _names(self, control: ControlState) -> list[str]:
+        return list(dict.fromkeys([*self._policies, *control.models()]))
 
     async def _bring_up(self, name: str, control: ControlState) -> list[int]:
-        """Load what is wanted of a model; returns the versions that are wanted and live."""
-        available = await self._blocking(self._bundles.versions, name)
-        labels = control.labels(name)
-        for key in [k for k, t in self._tracked.items() if k[0] == name and k[1] not in available and t.live is None]:
-            del self._tracked[key]
+        """Load what is wanted of a model; returns the versions that should be live."""
+        available = await self._loader.ask(self._loader.bundles.versions, name)
+        if available is not None:
+            self._forget_what_is_gone(name, available)
+        if not available:  # away, or gone: whoever wants it to end says so
+            return self._what_serves_on(name, control)
+        await self._forgive(name, available, control)
         while True:
             wanted = wanted_versions(
                 self._policies.get(name),
                 available,
                 wishes=control.wanted(name),
-                labelled=labels.values(),
-                unfit=await self._unfit(name, available),
+                labelled=control.labels(name).values(),
+                unfit={v for v in available if self._has_given_up((name, v), control)},
             )
             missing = [version for version in wanted if not self._is_ready((name, version))]
             if not missing:
                 break
-            await self._load((name, missing[-1]), self._calibration(name, missing[-1], control))
+            await self._load((name, missing[-1]), control)  # ends READY, or is given up
         for version in wanted:
-            await self._recalibrate((name, version), self._calibration(name, version, control))
+            await self._loader.recalibrate((name, version), self._tracked[name, version], control)
         return wanted
+
+    def _what_serves_on(self, name: str, control: ControlState) -> list[int]:
+        live = self._ready_versions(name)
+        if live and not self._loader.problems:
+            self._loader.problems.append(f"the repository has no version of {name}")
+        return sorted(live - _sent_away(control, name))
+
+    def _forget_what_is_gone(self, name: str, available: list[int]) -> None:
+        for key in [k for k, t in self._tracked.items() if k[0] == name and k[1] not in available and t.live is None]:
+            del self._tracked[key]
+
+    async def _forgive(self, name: str, available: list[int], control: ControlState) -> None:
+        """Versions that failed may be tried again when their files have changed."""
+        for version in available:
+            tracked = self._tracked.get((name, version))
+            if tracked is None or tracked.state is not State.FAILED or tracked.gave_up_at != control.offset:
+                continue
+            seen = await self._loader.ask(self._loader.bundles.fingerprint, name, version)
+            if seen is not None and seen != tracked.fingerprint:
+                tracked.gave_up_at = None
+
+    def _has_given_up(self, key: Key, control: ControlState) -> bool:
+        """Whether it failed or went for lack of memory, and no operator has spoken since."""
+        tracked = self._tracked.get(key)
+        return tracked is not None and tracked.gave_up_at == control.offset
 
     def _is_ready(self, key: Key) -> bool:
         tracked = self._tracked.get(key)
-        return tracked is not None and tracked.state is State.READY
+        return tracked is not None and tracked.is_ready
 
-    async def _unfit(self, name: str, available: list[int]) -> set[int]:
-        """Versions that were given up, as long as neither their files change nor an operator speaks."""
-        unfit = set()
-        for version in available:
-            tracked = self._tracked.get((name, version))
-            if tracked is None or tracked.gave_up_at != self._control.offset:
-                continue
-            has_failed = tracked.state is State.FAILED
-            if has_failed and await self._blocking(self._bundles.fingerprint, name, version) != tracked.fingerprint:
-                continue
-            unfit.add(version)
-        return unfit
+    def _ready_versions(self, name: str) -> set[int]:
+        return {version for (other, version), tracked in self._tracked.items() if other == name and tracked.is_ready}
 
-    def _calibration(self, name: str, version: int, control: ControlState) -> int:
-        """The revision that a version shall use: the operators', else the newest; 0 is the bundle's own."""
-        asked = control.calibrations(name).get(version)
-        if asked is not None:
-            return asked
-        return max(self._bundles.calibrations(name, version), default=0)
-
-    async def _load(self, key: Key, calibration: int) -> None:
+    async def _load(self, key: Key, control: ControlState) -> None:
         tracked = self._tracked.setdefault(key, Tracked())
+        was_loaded = tracked.live is not None  # it was about to go
         tracked.on(Event.LOAD)
+        if was_loaded:
+            return
         tracked.gave_up_at, self._loading = None, f"{key[0]} version {key[1]}"
         try:
-            tracked.fingerprint = await self._blocking(self._bundles.fingerprint, *key)
-            live = await self._mapped(key, calibration, tracked)
-            tracked.on(Event.LOADED)
-            await self._warm(live, tracked)
-        except (SluiceError, OSError, RuntimeError, ValueError, MemoryError) as exc:
-            tracked.on(Event.FAIL, str(exc) or repr(exc))
-            tracked.gave_up_at = self._control.offset
-            log.error("model %s version %d is not loaded: %s", *key, tracked.reason)  # noqa: TRY400 - no fault of ours
+            bundle = await self._loader.open(key, tracked, control)
+            await self._make_room(key, bundle, control)
+            await self._loader.make_ready(bundle, tracked)
+        except Exception as exc:  # noqa: BLE001 - a bundle, and a network that operators register, may raise anything
+            self._give_up(key, tracked, control, exc)
         else:
-            tracked.live, tracked.calibration = live, calibration
-            tracked.on(Event.WARMED)
-            log.info("model %s version %d is ready: %s", *key, _told(tracked.seconds))
+            log.info("model %s version %d is ready: %s", *key, _steps(tracked.seconds))
         finally:
             self._loading = ""
 
-    async def _mapped(self, key: Key, calibration: int, tracked: Tracked) -> LiveModel:
-        started_s = time.monotonic()
-        bundle = await self._blocking(lambda: self._bundles.open(*key, calibration=calibration or None))
-        tracked.seconds = {"fetch": time.monotonic() - started_s}
-        await self._make_room(key, bundle)
-        started_s = time.monotonic()
-        live: LiveModel = await self._blocking(self._loader.map, bundle)
-        tracked.seconds["map"] = time.monotonic() - started_s
-        return live
+    @staticmethod
+    def _give_up(key: Key, tracked: Tracked, control: ControlState, exc: Exception) -> None:
+        reason = str(exc) if isinstance(exc, SluiceError) else f"{type(exc).__name__}: {exc}"
+        tracked.on(Event.FAIL, reason)
+        tracked.gave_up_at = control.offset
+        if tracked.told != (reason, control.offset):  # what is tried while it is copied is told once
+            trace = None if isinstance(exc, SluiceError | OSError) else exc
+            log.error("model %s version %d is not loaded: %s", *key, reason, exc_info=trace)
+        tracked.told = reason, control.offset
 
-    async def _warm(self, live: LiveModel, tracked: Tracked) -> None:
-        started_s = time.monotonic()
-        recorded = await self._loader.recorded(live.spec)
-        tracked.warm_up_s = await self._blocking(self._loader.warm, live, recorded)
-        tracked.seconds["warm-up"] = time.monotonic() - started_s
-        smallest, took_s = next(iter(tracked.warm_up_s.items()))
-        limit_ms = live.spec.max_run_ms or self._limits.max_run_ms
-        if took_s * 1000 > limit_ms:
-            msg = (
-                f"too slow: a batch of {smallest} takes {took_s * 1000:.0f} ms, at most {limit_ms:.0f} ms are allowed "
-                "(max_run_ms in model.yaml, or SLUICE_MODELS__MAX_RUN_MS); make the model smaller, or allow more"
-            )
-            raise BundleError(msg)
-
-    async def _make_room(self, key: Key, bundle: Bundle) -> None:
+    async def _make_room(self, key: Key, bundle: Bundle, control: ControlState) -> None:
         """Unload what was used longest ago, when the memory that is allowed would not do.
 
         Raises:
-            BundleError: it would not do even so.
+            DeviceFull: it would not do even so.
 
         """
-        if self._limits.memory_bytes is None:
+        if self._memory_bytes is None:
             return
-        champions = set() if self._table is None else {(n, v) for (n, label), v in self._table.labels.items()}
-        residents = [
-            Resident(
-                key=known, device=scorer.device, memory_bytes=scorer.memory_bytes,
-                last_used_s=tracked.live.last_used_s,
-                is_pinned=tracked.live.spec.keep_loaded or known in champions,
-            )
-            for known, tracked in self._tracked.items() if tracked.live is not None
-            for scorer in tracked.live.scorers
-        ]  # fmt: skip
+        residents = self._residents()
         gone: list[Key] = []
-        for device in dict.fromkeys(self._loader.devices(bundle.spec)):
+        for device, instances in Counter(self._loader.devices(bundle)).items():
             gone += plan_unloads(
                 [resident for resident in residents if resident.key not in gone],
                 device=device,
-                needed_bytes=bundle.weight_bytes,
-                budget_bytes=self._limits.memory_bytes,
+                needed_bytes=bundle.weight_bytes * instances,
+                budget_bytes=self._memory_bytes,
             )
+        if not gone:
+            return
         for other in gone:
-            self._tracked[other].gave_up_at = self._control.offset
-        if gone:
-            log.warning("models: %s go to make room for %s version %d", gone, *key)
-            keep = {known for known in self._tracked if known not in set(gone)}
-            names = dict.fromkeys([*self._policies, *self._control.models()])
-            await self._put_in_force(self._next_table(names, keep, self._control))
-            await self._retire(keep, reason="unloaded to make room for another model")
+            self._tracked[other].gave_up_at = control.offset
+        staying = {known for known, tracked in self._tracked.items() if tracked.is_ready and known not in gone}
+        await self._put_in_force(staying, f"unloaded to make room for {key[0]} version {key[1]}")
 
-    async def _recalibrate(self, key: Key, revision: int) -> None:
-        """Another calibration for a live version: its weights stay where they are."""
-        tracked = self._tracked[key]
-        if tracked.live is None or tracked.calibration == revision:
-            return
-        try:
-            bundle = await self._blocking(lambda: self._bundles.open(*key, calibration=revision or None))
-            tracked.live = tracked.live.recalibrated(bundle)
-        except (SluiceError, OSError) as exc:
-            tracked.reason = f"calibration {revision} is not in use: {exc}"
-            return
-        tracked.calibration, tracked.reason = revision, ""
+    def _residents(self) -> list[Resident]:
+        """What is loaded, by instance; what a label points to, now or in the next table, is pinned."""
+        live = {key: tracked.live for key, tracked in self._tracked.items() if tracked.live is not None}
+        pinned = _pointed_at(self._labels(set(live)))
+        if self._table is not None:
+            pinned |= _pointed_at(self._table.labels)
+        return [
+            Resident(
+                key=key,
+                device=scorer.device,
+                memory_bytes=scorer.memory_bytes,
+                last_used_s=model.last_used_s,
+                is_pinned=model.spec.keep_loaded or key in pinned,
+            )
+            for key, model in live.items()
+            for scorer in model.scorers
+        ]
 
-    def _next_table(
-        self, names: Mapping[str, None], wanted: set[Key], control: ControlState
-    ) -> LiveTable[LiveModel] | None:
-        """The table that follows from what is live; None when the default model would not answer."""
-        live = {key: t.live for key, t in self._tracked.items() if t.live is not None and t.state is State.READY}
-        before = {} if self._table is None else dict(self._table.labels)
+    def _labels(self, wanted: set[Key]) -> dict[tuple[str, str], int]:
+        """Where all labels point when these versions should be live."""
+        before = {} if self._table is None else self._table.labels
         labels: dict[tuple[str, str], int] = {}
-        self._refused = []
-        for name in names:
-            labels |= self._labels_of(name, live, wanted, before, control)
-        kept = {key: model for key, model in live.items() if key in wanted or key in _pointed_at(labels)}
-        if (self._default, CHAMPION) not in labels:
-            return None
-        return LiveTable(self._default, kept, labels)
-
-    def _labels_of(
-        self,
-        name: str,
-        live: Mapping[Key, LiveModel],
-        wanted: set[Key],
-        before: Mapping[tuple[str, str], int],
-        control: ControlState,
-    ) -> dict[tuple[str, str], int]:
-        labels: dict[tuple[str, str], int] = {}
-        ready = [version for other, version in live if other == name and (other, version) in wanted]
-        if ready:
-            labels[name, CHAMPION] = self._newest_by_policy(name, ready)
-        elif (name, before.get((name, CHAMPION), 0)) in live:
-            labels[name, CHAMPION] = before[name, CHAMPION]
-        for label, version in control.labels(name).items():
-            if (name, version) in live:
-                labels[name, label] = version
-                continue
-            if (name, before.get((name, label), 0)) in live:
-                labels[name, label] = before[name, label]
-            self._refuse(f"label {label} of {name} -> {version}", self._why_not_ready((name, version)))
-        self._refuse_wishes(name, live, labels)
+        for name in self._names(self._control):
+            of_model = next_labels(
+                self._ready_versions(name),
+                {version for other, version in wanted if other == name},
+                policy=self._policies.get(name),
+                wishes=self._control.labels(name),
+                before={label: version for (other, label), version in before.items() if other == name},
+                can_be_gone=set() if name == self._default else _sent_away(self._control, name),
+            )
+            labels |= {(name, label): version for label, version in of_model.items()}
         return labels
 
-    def _refuse_wishes(self, name: str, live: Mapping[Key, LiveModel], labels: Mapping[tuple[str, str], int]) -> None:
-        for version, is_wanted in self._control.wanted(name).items():
-            key = (name, version)
-            pointing = [label for (other, label), number in labels.items() if (other, number) == key]
-            if is_wanted and key not in live:
-                self._refuse(f"load {name} {version}", self._why_not_ready(key))
-            elif not is_wanted and pointing:
-                reason = f"label {', '.join(pointing)} points to it; move the label first (`sluice model label`)"
-                self._refuse(f"unload {name} {version}", reason)
+    async def _put_in_force(self, wanted: set[Key], reason: str = "") -> None:
+        """Let the versions that should be live answer, and those that a label points to; the others drain and go."""
+        async with self._switching:
+            labels = self._labels(wanted)
+            if (self._default, CHAMPION) not in labels:
+                return
+            served = wanted | _pointed_at(labels)
+            live = {key: t.live for key, t in self._tracked.items() if t.live is not None and t.is_ready}
+            table = LiveTable(self._default, {key: model for key, model in live.items() if key in served}, labels)
+            leaving = {k: t for k, t in self._tracked.items() if t.live is not None and k not in table.versions}
+            if self._table is not None and not leaving and _is_same(table, self._table):
+                return
+            for tracked in leaving.values():
+                if tracked.is_ready:
+                    tracked.on(Event.RETIRE, reason)
+            self._tell_labels(labels)
+            self._table = table
+            if await self._switch(table) is False:
+                return  # what drains is asked for again at the next look
+            for key, tracked in leaving.items():
+                tracked.let_go()
+                tracked.on(Event.DRAINED, tracked.reason)
+                log.info("model %s version %d is unloaded", *key)
+
+    def _tell_labels(self, labels: Mapping[tuple[str, str], int]) -> None:
+        before = {} if self._table is None else self._table.labels
+        for (name, label), version in labels.items():
+            if before.get((name, label)) != version:
+                log.info("label %s of %s -> version %d", label, name, version)
+
+    def _refusal(self, target: Target, wish: Wish) -> str | None:
+        """Why a wish is not fulfilled; None when it is."""
+        is_label = target.kind is Kind.LABEL
+        key = target.model, wish.value if is_label else int(target.item)
+        labels = {} if self._table is None else self._table.labels
+        if is_label:
+            return None if labels.get((target.model, target.item)) == wish.value else self._why_not_ready(key)
+        if target.kind is Kind.VERSION and not wish.value:
+            pointing = [label for (name, label), version in labels.items() if (name, version) == key]
+            advice = "move the label first (`sluice model label`)"
+            return f"label {', '.join(pointing)} points to it; {advice}" if pointing else None
+        if not self._is_ready(key):
+            return self._why_not_ready(key)
+        tracked = self._tracked[key]
+        is_calibrated = target.kind is not Kind.CALIBRATION or tracked.calibration == wish.value
+        return None if is_calibrated else tracked.calibration_problem
 
     def _why_not_ready(self, key: Key) -> str:
         tracked = self._tracked.get(key)
-        if tracked is None:
-            return "there is no such version in the repository"
-        return f"{tracked.state.value}: {tracked.reason}"
-
-    def _refuse(self, what: str, reason: str) -> None:
-        self._refused.append({"what": what, "reason": reason, "offset": self._control.offset})
-
-    def _newest_by_policy(self, name: str, ready: list[int]) -> int:
-        policy = self._policies.get(name)
-        chosen = policy.choose(ready) if policy is not None else []
-        return max(chosen or ready)
-
-    async def _put_in_force(self, table: LiveTable[LiveModel] | None) -> None:
-        if table is None or (self._table is not None and _is_same(table, self._table)):
-            return
-        self._table = table
-        await self._switch(table)
-
-    async def _retire(self, wanted: set[Key], reason: str = "") -> None:
-        """Unload what is live, not wanted, and not in the table."""
-        serving = set() if self._table is None else set(self._table.versions)
-        for key, tracked in self._tracked.items():
-            if tracked.live is None or key in wanted or key in serving:
-                continue
-            tracked.on(Event.RETIRE)
-            for scorer in tracked.live.scorers:
-                scorer.close()
-            tracked.live = None
-            tracked.on(Event.DRAINED, reason)
-            log.info("model %s version %d is unloaded", *key)
+        if tracked is not None:
+            return tracked.why
+        return "; ".join(["there is no such version in the repository", *self._loader.problems])
 
     def _why_nothing_serves(self) -> str:
         told = [
@@ -478,18 +365,19 @@ class ModelManager:
             for (name, version), tracked in sorted(self._tracked.items())
             if name == self._default and tracked.reason
         ]
-        if told:
-            return "\n".join(told)
+        if told or self._loader.problems:
+            return "\n".join([*told, *self._loader.problems])
         return (
             f"no model {self._default} in the repository; pack one there, or name another repository "
             "(SLUICE_MODELS__REPOSITORY) or model (SLUICE_MODELS__SERVE)"
         )
 
-    async def _blocking(self, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - whatever it returns
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+def _sent_away(control: ControlState, name: str) -> set[int]:
+    return {version for version, is_wanted in control.wanted(name).items() if not is_wanted}
 
 
-def _pointed_at(labels: Mapping[Any, int]) -> set[Key]:
+def _pointed_at(labels: Mapping[tuple[str, str], int]) -> set[Key]:
     return {(name, version) for (name, _), version in labels.items()}
 
 
@@ -500,5 +388,5 @@ def _is_same(one: LiveTable[LiveModel], other: LiveTable[LiveModel]) -> bool:
     return is_same_models and dict(one.labels) == dict(other.labels)
 
 
-def _told(seconds: Mapping[str, float]) -> str:
+def _steps(seconds: Mapping[str, float]) -> str:
     return ", ".join(f"{step} {s * 1000:.0f} ms" for step, s in seconds.items())
