@@ -1,4 +1,4 @@
-"""Which versions of a model a worker wants loaded; pure."""
+"""Which versions of a model a worker wants loaded, and where its labels point; pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.errors import SettingsError
+from app.models.live_table import CHAMPION
 from schemas.generate import check_name
 
 if TYPE_CHECKING:
@@ -121,3 +122,46 @@ def wanted_versions(
     sent_away = {version for version, is_wanted in wishes.items() if not is_wanted}
     chosen = policy.choose(fit - sent_away) if policy is not None else []
     return sorted(({*chosen, *asked} - sent_away | set(labelled)) & fit)
+
+
+def next_labels(
+    ready: Collection[int],
+    wanted: Collection[int],
+    *,
+    policy: VersionPolicy | None,
+    wishes: Mapping[str, int],
+    before: Mapping[str, int],
+    can_be_gone: Collection[int] = (),
+) -> dict[str, int]:
+    """Where the labels of a model point from now on; only to versions that are READY.
+
+    A label that an operator moved to a version that is not READY stays where it was. Without a wish the ``champion``
+    is the newest version that the policy wants; there is one as long as any version can answer.
+
+    Args:
+        ready: versions that can answer.
+        wanted: versions that should be live.
+        policy: of the model; None: only what is wished for.
+        wishes: versions that operators moved labels to, by label.
+        before: where the labels point so far.
+        can_be_gone: versions that need not stay for the sake of a champion.
+
+    Example:
+        >>> policy = VersionPolicy("demo", latest=1)
+        >>> next_labels({1, 2}, {2}, policy=policy, wishes={"stable": 1, "next": 3}, before={"champion": 1})
+        {'champion': 2, 'stable': 1}
+
+    """
+    labels: dict[str, int] = {}
+    candidates = set(ready) & set(wanted)
+    if candidates:
+        chosen = policy.choose(candidates) if policy is not None else []
+        labels[CHAMPION] = max(chosen or candidates)
+    elif before.get(CHAMPION) in set(ready) - set(can_be_gone):
+        labels[CHAMPION] = before[CHAMPION]
+    for label, version in wishes.items():
+        if version in ready:
+            labels[label] = version
+        elif before.get(label) in ready:
+            labels[label] = before[label]
+    return labels
