@@ -52,6 +52,10 @@ help: ## Print this list.
 demo: $(INSTALLED) ## Start Kafka, store and workers, replay real flights, open the pages; Ctrl-C ends it.
 	@exec $(PYTHON) -m examples.flights.demo $(ARGS)
 
+.PHONY: demo-text
+demo-text: $(INSTALLED) ## Train on docstrings of the installed packages, score those held out, prove the answers.
+	@exec $(PYTHON) -m examples.docstrings demo $(ARGS)
+
 test: $(INSTALLED) ## Run all tests but the slow ones and those that need a browser or a GPU.
 	@$(PYTHON) -m pytest $(ARGS)
 

@@ -10,20 +10,13 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer
 
 from agents.topics import SCORES
+from examples.records import POLL_MS, decode_all
 from schemas.columns import EnumColumn, NumberColumn, TextColumn
-from schemas.wire import schema_ids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from schemas.columnar import Decoded
     from schemas.registry import SchemaBook
-
-POLL_MS = 200
-
-
-class UnreadableRecord(Exception):
-    """A record on an output topic cannot be decoded; the service wrote it, so this is a bug of the service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +86,3 @@ class ScoreReader:
         assert isinstance(score, NumberColumn)
         scores = score.values if score.valid is None else np.where(score.valid, score.values, np.nan)
         return Answers([str(i) for i in ids.to_list()], status.codes.astype(np.int8), scores, received_s)
-
-
-def decode_all(book: SchemaBook, values: list[bytes], topic: str) -> Decoded:
-    """Columns of values that all have one schema.
-
-    Raises:
-        UnreadableRecord: schema ids differ or are unknown, or a value does not decode.
-
-    """
-    ids = np.unique(schema_ids(values)).tolist()
-    decoder = book.decoder(ids[0]) if len(ids) == 1 else None
-    if decoder is None:
-        msg = f"{topic}: records with schema ids {ids}, one known id was expected"
-        raise UnreadableRecord(msg)
-    decoded = decoder.decode(values)
-    if decoded.errors:
-        row, reason = next(iter(decoded.errors.items()))
-        msg = f"{topic}: {len(decoded.errors)} records do not decode; the first one: {reason} ({values[row][:40]!r})"
-        raise UnreadableRecord(msg)
-    return decoded

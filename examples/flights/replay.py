@@ -18,18 +18,18 @@ from aiokafka import AIOKafkaProducer
 
 from agents.topics import OUTCOMES, REQUESTS
 from app.features import FeatureWriter, ViewCodec
-from schemas.records import Status
 
 from .answers import ScoreReader
 from .data import NEVER
 from .features import TICK_US, VIEWS, Facts, FlightState, timeline, view_rows
-from .messages import Messages, outcome_messages, request_messages
+from .messages import outcome_messages, request_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from app.models.spec import ModelSpec
     from app.settings import Settings
+    from examples.messages import Messages
     from schemas.registry import SchemaBook
 
     from .answers import Answers
@@ -329,9 +329,3 @@ async def forget_rows(redis_url: str) -> None:
                 await client.delete(*keys[at : at + KEYS_A_DELETE])
     finally:
         await client.aclose()
-
-
-def count_statuses(answers: pd.DataFrame) -> dict[Status, int]:
-    """How many answers have each status."""
-    counts = np.bincount(answers["status"].to_numpy(np.int64), minlength=len(Status))
-    return {status: int(counts[status]) for status in Status}

@@ -11,30 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from agents.topics import PREDICTIONS
-from app.models.runtime import ScoringModel
-from schemas.columns import NumberColumn, RecordColumn, TextColumn
-from schemas.generate import prediction_schema
+from examples.evidence import rescored
 
-from .answers import POLL_MS, decode_all
 from .model import request_frame
-from .offline import raw_scores
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from numpy.typing import NDArray
 
     from app.models.bundle import Bundle
-    from app.settings import Settings
-    from schemas.columns import Column
-    from schemas.registry import SchemaBook
 
 STORE_NOT_HAD = "d"
-DECODED_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +82,8 @@ def compare(log: pd.DataFrame, expected: pd.DataFrame, bundle: Bundle, answers: 
     names = [f.name for f in bundle.spec.features]
     not_had = log["feature_status"].str.contains(STORE_NOT_HAD).to_numpy(bool)
     differs = _different(log[names], expected.loc[log.index, names]) & ~not_had
-    raw = _raw_in_buckets(bundle, log)
-    same_score = (raw == log["raw_score"]) & (bundle.calibration.apply(raw) == log["score"])
+    offline = rescored(bundle, log)
+    same_score = (offline.raw == log["raw_score"]) & (offline.score == log["score"])
     scored = answers["score"].dropna()
     doubled = log.index.duplicated()
     logged = log.loc[~doubled, "score"]
@@ -120,65 +107,6 @@ def expected_features(flights: pd.DataFrame, simulated: pd.DataFrame) -> pd.Data
     return frame.set_index(pd.Index(flights["request_id"], name="request_id"))
 
 
-async def read_log(settings: Settings, bundle: Bundle, book: SchemaBook) -> pd.DataFrame:
-    """The whole prediction log of one bundle.
-
-    Returns:
-        Index request_id; the model's features as used (NaN or None: missing), ``feature_status``, ``raw_score``,
-        ``score``, ``batch_bucket``. Rows that another bundle scored are left out.
-
-    Raises:
-        UnreadableRecord: the log holds something else than predictions of this model.
-
-    """
-    spec = bundle.spec
-    book.add(PREDICTIONS, prediction_schema(spec.name, spec.fields()))
-    frames: list[pd.DataFrame] = []
-    async for values in _whole_topic(settings.kafka.bootstrap_servers, PREDICTIONS):
-        chunks = (values[at : at + DECODED_AT_ONCE] for at in range(0, len(values), DECODED_AT_ONCE))
-        frames += [_frame(decode_all(book, chunk, PREDICTIONS).columns, bundle) for chunk in chunks]
-    if not frames:
-        msg = f"{PREDICTIONS} is empty; look at the scoring worker's log"
-        raise ValueError(msg)
-    return pd.concat(frames).set_index("request_id")
-
-
-async def _whole_topic(bootstrap_servers: str, topic: str) -> AsyncIterator[list[bytes]]:
-    consumer = AIOKafkaConsumer(topic, bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest")
-    await consumer.start()
-    try:
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-        ends = await consumer.end_offsets(partitions)
-        left = {p for p in partitions if ends[p] > (await consumer.position(p))}
-        while left:
-            fetched = await consumer.getmany(timeout_ms=POLL_MS)
-            yield [record.value for records in fetched.values() for record in records]
-            left = {p for p in left if ends[p] > (await consumer.position(p))}
-    finally:
-        await consumer.stop()
-
-
-def _frame(columns: RecordColumn, bundle: Bundle) -> pd.DataFrame:
-    features = columns.fields["features"]
-    assert isinstance(features, RecordColumn)
-    kept = ("request_id", "feature_status", "raw_score", "score", "batch_bucket")
-    frame = pd.DataFrame(
-        {name: _cells(column) for name, column in features.fields.items()}
-        | {name: _cells(columns.fields[name]) for name in kept}
-    )
-    sha256 = columns.fields["artifact_sha256"]
-    assert isinstance(sha256, TextColumn)
-    ours: pd.DataFrame = frame.loc[sha256.codes([bundle.sha256]) == 0]
-    return ours
-
-
-def _cells(column: Column) -> NDArray[np.generic] | pd.Series[str]:
-    if isinstance(column, TextColumn):
-        return pd.Series(column.to_list(), dtype=object)
-    assert isinstance(column, NumberColumn)
-    return column.values if column.valid is None else np.where(column.valid, column.values, np.nan)
-
-
 def _different(found: pd.DataFrame, expected: pd.DataFrame) -> NDArray[np.bool_]:
     """Rows with a cell that differs; missing equals missing, and nothing else does."""
     differs = np.zeros(len(found), bool)
@@ -187,21 +115,6 @@ def _different(found: pd.DataFrame, expected: pd.DataFrame) -> NDArray[np.bool_]
         missing, also_missing = pd.isna(one), pd.isna(other)
         differs |= (missing != also_missing) | (~missing & ~also_missing & (one != other))
     return differs
-
-
-def _raw_in_buckets(bundle: Bundle, log: pd.DataFrame) -> NDArray[np.float64]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the worker does: sums over several threads are added in another order
-    try:
-        model = ScoringModel(bundle)
-        raw = np.full(len(log), np.nan)
-        buckets = log["batch_bucket"].to_numpy(np.int64)
-        for bucket in np.unique(buckets).tolist():
-            rows = np.flatnonzero(buckets == bucket)
-            raw[rows] = raw_scores(model, log.iloc[rows], bucket)
-        return raw
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _line(what: str, count: int, wrong: tuple[str, ...]) -> str:

@@ -10,8 +10,9 @@ import pytest
 
 from app.models.bundle import Bundle, open_bundle
 from app.models.runtime import ScoringModel
+from examples.account import Conservation
 from examples.flights.answers import Answers
-from examples.flights.closing import Conservation, drifted_features, month_figures
+from examples.flights.closing import drifted_features, month_figures
 from examples.flights.features import simulate
 from examples.flights.messages import outcome_messages, request_messages
 from examples.flights.offline import raw_scores
@@ -197,7 +198,7 @@ def _decoded(book: SchemaBook, values: list[bytes]) -> list[dict[str, object]]:
 def test_settings_reach_the_workers_as_variables(tmp_path: Path) -> None:
     """What the demo chooses arrives in a worker's settings."""
     from app.settings import load_settings
-    from examples.flights.demo import as_variables
+    from examples.servers import as_variables
 
     overrides = {"deployment": "d-1", "monitor": {"window": "month", "store": str(tmp_path)}}
     settings = load_settings(environ=as_variables(overrides))
