@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from monitors.quality import why_unjudged
+
 if TYPE_CHECKING:
     from monitors.windows import WindowCounts
 
@@ -34,12 +36,15 @@ def calibration(counts: WindowCounts) -> Calibration:
     """Calibration of the labelled predictions of a window.
 
     Returns:
-        Both statistics, or None with a reason when sum p(1 - p) < ``MIN_VARIANCE``.
+        Both statistics, or None with a reason when sum p(1 - p) < ``MIN_VARIANCE``, or the scores are not judged.
 
     Cost: O(1).
 
     Source: Spiegelhalter 1986; null rejection rate of the pair at 5 %: 4.3 to 5.5 %.
     """
+    unjudged = why_unjudged(counts)
+    if unjudged is not None:
+        return Calibration(None, None, unjudged)
     variance = counts.total("variance_sum")
     if variance < MIN_VARIANCE:
         return Calibration(None, None, f"insufficient data: sum of p(1 - p) is {variance:.2f}, need {MIN_VARIANCE:g}")

@@ -223,14 +223,16 @@ class PartitionMonitor:
     def _count_window(self, key: WindowKey, columns: RecordColumn, taken: Taken) -> None:
         counts = self._touch(key, taken)
         fields: dict[str, Any] = dict(columns.fields)
-        scores = fields["score"].values
+        is_judged = _is_judged(columns)
+        scores, unjudged = fields["score"].values[is_judged], int((~is_judged).sum())
         reference = self._references.get(key[:2])
         if reference is None or counts.layout != self._layouts[key[:2]]:
-            counts.add_predictions(scores)
+            counts.add_predictions(scores, unjudged=unjudged)
             return
         inputs = fields["features"].fields
         bins = [f.assign(inputs.get(f.name), columns.count) for f in reference.features]
-        counts.add_predictions(scores, reference.score.assign(fields["score"], columns.count), bins)
+        score_bins = reference.score.assign(fields["score"], columns.count)
+        counts.add_predictions(scores, score_bins, bins, unjudged=unjudged)
 
     def _keep_sample(self, key: WindowKey, places: list[int], rows: PredictionRows, taken: Taken) -> None:
         if self.closings.get(key) is Closing.FINAL:
@@ -273,8 +275,10 @@ class PartitionMonitor:
 
     def _count_pairs(self, plan: PredictionPlan, pairs: list[Pair], columns: RecordColumn, taken: Taken) -> None:
         fields: dict[str, Any] = dict(columns.fields)
-        scores = fields["score"].values
-        decisions = scores >= fields["threshold"].values
+        scores, is_judged = fields["score"].values, _is_judged(columns)
+        thresholds = fields["threshold"].values
+        is_decided = ~np.isnan(thresholds)
+        decisions = scores >= thresholds
         event_us = fields["event_time"].values
         removed = np.array([pair.removed for pair in pairs], dtype=np.int64)
         added = np.array([pair.added for pair in pairs], dtype=np.int64)
@@ -286,12 +290,13 @@ class PartitionMonitor:
         for key, at in self._by_window(plan.model_name, columns):
             counts = self._touch(key, taken)
             for labels, times_us, sign in ((removed, removed_us, -1), (added, added_us, 1)):
-                use = at[labels[at] != NOTHING]
+                use = at[is_judged[at] & (labels[at] != NOTHING)]
                 counts.add_labels(scores[use], decisions[use], labels[use], times_us[use] - event_us[use], sign=sign)
+                counts.tally("undecided", sign * int((~is_decided[use]).sum()))
             counts.tally("late_outcomes", int(late[at].sum()))
             counts.tally("retracted_outcomes", int(retracted[at].sum()))
             counts.tally("other_labels", int(other[at].sum()))
-            self._label_samples(key, [pairs[place] for place in at.tolist()], taken)
+            self._label_samples(key, [pairs[place] for place in at[is_judged[at]].tolist()], taken)
 
     def _label_samples(self, key: WindowKey, pairs: list[Pair], taken: Taken) -> None:
         sample = self._samples.get(key)
@@ -383,6 +388,17 @@ def has_seen_predictions(monitor: PartitionMonitor) -> bool:
 def _advance(position: int, batch: RecordBatch) -> tuple[int, int]:
     """First offset that was really taken in (unique for each step, so it names its index keys), and the next one."""
     return max(position, batch.start_offset), max(position, batch.next_offset)
+
+
+def _is_judged(columns: RecordColumn) -> NDArray[np.bool_]:
+    """Rows whose score is the probability of one thing, so that a label 0 or 1 says how good it was, shape (n,).
+
+    Several outputs are those of a softmax or of several labels; a score outside [0, 1] is that of a regression.
+    """
+    fields: dict[str, Any] = dict(columns.fields)
+    scores = fields["score"].values
+    is_judged: NDArray[np.bool_] = (np.diff(fields["outputs"].offsets) == 1) & (scores >= 0.0) & (scores <= 1.0)
+    return is_judged
 
 
 def _load_reference(path: Path | None) -> Reference | None:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from monitors.windows import WindowCounts
 
 
+METRICS = (
+    "precision", "recall", "f1", "accuracy", "base_rate", "brier", "mean_score", "coverage", "auc", "label_delay_p99_s",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Quality:
     """Metrics of one model version in one window.
@@ -38,14 +43,23 @@ def quality(counts: WindowCounts) -> Quality:
     Cost: O(1000), once per window and snapshot, never per record.
     """
     found = Quality()
+    reason = why_unjudged(counts)
+    if reason is not None:
+        for name in METRICS:
+            _put(found, name, None, reason)
+        return found
     tn, fp, fn, tp = (counts.count(n) for n in ("true_negatives", "false_positives", "false_negatives",
                                                 "true_positives"))  # fmt: skip
     labelled, predictions = counts.count("labelled"), counts.count("predictions")
     no_label = "no labelled prediction yet"
-    _share(found, "precision", tp, tp + fp, "no labelled prediction was decided positive" if labelled else no_label)
-    _share(found, "recall", tp, tp + fn, "no labelled prediction is positive" if labelled else no_label)
-    _share(found, "f1", 2 * tp, 2 * tp + fp + fn, "neither a positive label nor a positive decision")
-    _share(found, "accuracy", tp + tn, labelled, no_label)
+    if counts.count("undecided"):
+        for name in ("precision", "recall", "f1", "accuracy"):
+            _put(found, name, None, "the model decides nothing: it has no threshold")
+    else:
+        _share(found, "precision", tp, tp + fp, "no labelled prediction was decided positive" if labelled else no_label)
+        _share(found, "recall", tp, tp + fn, "no labelled prediction is positive" if labelled else no_label)
+        _share(found, "f1", 2 * tp, 2 * tp + fp + fn, "neither a positive label nor a positive decision")
+        _share(found, "accuracy", tp + tn, labelled, no_label)
     _share(found, "base_rate", tp + fn, labelled, no_label)
     _share(found, "brier", counts.total("squared_error_sum"), labelled, no_label)
     _share(found, "mean_score", counts.total("score_sum"), predictions, "no prediction")
@@ -54,6 +68,20 @@ def quality(counts: WindowCounts) -> Quality:
     _put(found, "auc", area, "labels of a single class" if labelled else no_label)
     _put(found, "label_delay_p99_s", delay_quantile_s(counts.delays, 0.99), no_label)
     return found
+
+
+def why_unjudged(counts: WindowCounts) -> str | None:
+    """Why the scores of a window cannot be held against labels 0 and 1; None: they can.
+
+    Predictions are then counted, and drift is judged. A regression with all scores in [0, 1] is told by its labels.
+    """
+    unjudged = counts.count("unjudged")
+    if unjudged:
+        return f"{unjudged} predictions have several outputs or a score outside 0 .. 1: their quality is not judged"
+    others = counts.count("other_labels")
+    if others > counts.count("labelled"):
+        return f"{others} labels are neither 0 nor 1, more than those that are: quality is not judged"
+    return None
 
 
 def area_under_curve(negatives: NDArray[np.int64], positives: NDArray[np.int64]) -> float | None:

@@ -186,8 +186,8 @@ class OutcomeReader:
 def read_predictions(batch: RecordBatch, from_offset: int, plans: PredictionPlans) -> PredictionRows:
     """The predictions at ``from_offset`` and later; nobody is asked for a schema that is not known.
 
-    Rows with an unknown schema, a score that is no number in [0, 1], or times outside 1970..2199 are only counted:
-    the scoring worker wrote them, so there is nobody to hand them back to.
+    Rows with an unknown schema, a score that is not finite, or times outside 1970..2199 are only counted: the scoring
+    worker wrote them, so there is nobody to hand them back to.
     """
     unreadable = _unreadable(batch, from_offset)
     n, bad = len(batch), len(unreadable)
@@ -226,8 +226,7 @@ def _good_rows(
     decoded = plan.decoder.decode(values)
     fields: dict[str, Any] = dict(decoded.columns.fields)
     times = np.stack((fields["event_time"].values, fields["served_at"].values))
-    score = fields["score"].values
-    good = (times >= 0).all(axis=0) & (times < LATEST_US).all(axis=0) & (score >= 0.0) & (score <= 1.0)
+    good = (times >= 0).all(axis=0) & (times < LATEST_US).all(axis=0) & np.isfinite(fields["score"].values)
     good &= (fields["model_version"].values >= 0) & (fields["request_id"].lengths > 0)
     good[list(decoded.errors)] = False
     if good.all():

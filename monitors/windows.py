@@ -34,15 +34,19 @@ DELAY_BINS = len(DELAY_EDGES_US) + 1
 SCALARS = (
     "predictions", "score_sum", "labelled", "true_negatives", "false_positives", "false_negatives", "true_positives",
     "labelled_score_sum", "squared_error_sum", "variance_sum", "skew_sum", "skew_variance_sum",
-    "late_outcomes", "retracted_outcomes", "other_labels",
+    "late_outcomes", "retracted_outcomes", "other_labels", "unjudged", "undecided",
 )  # fmt: skip
-"""Names of the first cells: plain counts, and fixed-point sums (`_sum`) over predictions or labelled predictions."""
+"""Names of the first cells: plain counts, and fixed-point sums (`_sum`) over predictions or labelled predictions.
+
+``unjudged``: predictions that are no probability of one thing, left out of every sum; ``undecided``: labelled ones that
+were compared with no threshold.
+"""
 _AT = {name: at for at, name in enumerate(SCALARS)}
 _DELAYS = len(SCALARS)
 _NEGATIVES = _DELAYS + DELAY_BINS
 _POSITIVES = _NEGATIVES + SCORE_CELLS
 CORE_CELLS = _POSITIVES + SCORE_CELLS
-_MAGIC = b"WC1"
+_MAGIC = b"WC2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,16 +215,20 @@ class WindowCounts:
         scores: NDArray[np.float64],
         score_bins: NDArray[np.int64] | None = None,
         feature_bins: Sequence[NDArray[np.int64]] = (),
+        *,
+        unjudged: int = 0,
     ) -> None:
         """Count predictions.
 
         Args:
-            scores: shape (n,), in [0, 1].
+            scores: of those that are judged, shape (m,), in [0, 1].
             score_bins: bin of each score, shape (n,); none: not counted.
             feature_bins: for each feature of the layout, the bin of each row, shape (n,).
+            unjudged: how many others there are, n - m.
 
         """
-        self.cells[_AT["predictions"]] += len(scores)
+        self.cells[_AT["predictions"]] += len(scores) + unjudged
+        self.cells[_AT["unjudged"]] += unjudged
         self.cells[_AT["score_sum"]] += int(_fixed(scores).sum())
         at = CORE_CELLS
         if self.layout.score_bins and score_bins is not None:
@@ -305,7 +313,10 @@ class WindowCounts:
         """
         head = len(_MAGIC) + 8
         if data[: len(_MAGIC)] != _MAGIC or (len(data) - head) % 8 or len(data) < head + 8 * CORE_CELLS:
-            msg = "not the bytes of window counts; the store is of another version or damaged"
+            msg = (
+                "not the bytes of window counts: the store is of another version or damaged; remove its folder, and it "
+                "is rebuilt from the topics"
+            )
             raise ValueError(msg)
         cells = np.frombuffer(data, dtype="<i8", offset=head).astype(np.int64)
         if data[len(_MAGIC) : head] == layout.fingerprint and len(cells) == layout.cells:

@@ -127,10 +127,10 @@ def prove(log: pd.DataFrame, docstrings: pd.DataFrame, answers: pd.DataFrame, bu
 
     """
     offline = rescored(bundle, log)
-    decisions = np.array([*offline.decision_labels, None], dtype=object)[offline.decision]
+    decisions = np.array([*offline.decision_labels, ""], dtype=object)[offline.decision]  # the log's "" is no decision
     same_score = (log["raw_score"] == offline.raw) & (log["score"] == offline.score) & (log["decision"] == decisions)
     same_text = log["text"] == docstrings["text"].reindex(log.index)
-    scored = answers[answers["score"].notna()]
+    scored = answers[answers["score"].notna()].fillna({"decision": ""})
     doubled = set(log.index[log.index.duplicated()]) | set(answers.index[answers.index.duplicated()])
     both = log[["score", "decision"]].join(scored, how="inner", rsuffix="_answered")
     unequal = both.index[(both["score"] != both["score_answered"]) | (both["decision"] != both["decision_answered"])]

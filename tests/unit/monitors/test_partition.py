@@ -355,9 +355,9 @@ def test_bad_outcomes_are_dead_letters_and_their_neighbours_are_not(
 def test_bad_predictions_are_counted_and_their_neighbours_joined(
     make_partition: Make, world: World, make_batch: MakeBatch
 ) -> None:
-    """Unknown schemas, damaged records and scores outside [0, 1] cost their own row only."""
+    """Unknown schemas, damaged records and scores that are not finite cost their own row only."""
     monitor = make_partition()
-    scores = [0.5, 1.5, float("nan"), 0.25]
+    scores = [0.5, float("inf"), float("nan"), 0.25]
     values = world.predictions(["a", "b", "c", "d"], [START_US] * 4, scores)
     rows = [*values, values[0][:-2], None, b"", frame_header(7) + b"?"]
     monitor.commit(monitor.take_predictions(make_batch(PREDICTIONS, ["x"] * len(rows), rows)))

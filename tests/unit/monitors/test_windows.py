@@ -141,6 +141,6 @@ def test_the_scalars_are_golden() -> None:
         "predictions": 0, "score_sum": 0, "labelled": 2, "true_negatives": 0, "false_positives": 1,
         "false_negatives": 0, "true_positives": 1, "labelled_score_sum": 1.5, "squared_error_sum": 0.625,
         "variance_sum": 0.375, "skew_sum": 0.25, "skew_variance_sum": 0.09375, "late_outcomes": 0,
-        "retracted_outcomes": 0, "other_labels": 0,
+        "retracted_outcomes": 0, "other_labels": 0, "unjudged": 0, "undecided": 0,
     }  # fmt: skip
     assert counts.delays[:2].tolist() == [1, 1]
