@@ -40,7 +40,8 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.READY, Event.RETIRE): State.DRAINING,
     (State.DRAINING, Event.DRAINED): State.UNLOADED,
     (State.DRAINING, Event.LOAD): State.READY,
-    **{(state, Event.FAIL): State.FAILED for state in State if state not in {State.UNLOADED, State.NEW}},
+    (State.LOADING, Event.FAIL): State.FAILED,
+    (State.WARMING, Event.FAIL): State.FAILED,
 }
 """Every step that there is; any other is a fault of ours."""
 

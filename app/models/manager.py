@@ -101,12 +101,13 @@ class ModelManager:
         """Operators wish something else: labels move at once, what must be loaded for it comes next."""
         self._control = state
         if self._table is not None:
-            await self._put_in_force({key for key, tracked in self._tracked.items() if tracked.is_ready})
+            await self._put_in_force(self._ready())
         self._wake.set()
 
     async def look(self) -> None:
         """Look at the repository and the wishes once, and bring about what follows."""
         control, known = self._control, self._loader.forget_problems()
+        await self._put_in_force(self._ready() - _sent_away(control))  # first, since it makes room
         wanted: set[Key] = set()
         for name in self._names(control):
             wanted |= {(name, version) for version in await self._bring_up(name, control)}
@@ -188,10 +189,10 @@ class ModelManager:
         return wanted
 
     def _what_serves_on(self, name: str, control: ControlState) -> list[int]:
-        live = self._ready_versions(name)
+        live = _versions(name, self._ready())
         if live and not self._loader.problems:
             self._loader.problems.append(f"the repository has no version of {name}")
-        return sorted(live - _sent_away(control, name))
+        return sorted(live - _versions(name, _sent_away(control)))
 
     def _forget_what_is_gone(self, name: str, available: list[int]) -> None:
         for key in [k for k, t in self._tracked.items() if k[0] == name and k[1] not in available and t.live is None]:
@@ -216,8 +217,8 @@ class ModelManager:
         tracked = self._tracked.get(key)
         return tracked is not None and tracked.is_ready
 
-    def _ready_versions(self, name: str) -> set[int]:
-        return {version for (other, version), tracked in self._tracked.items() if other == name and tracked.is_ready}
+    def _ready(self) -> set[Key]:
+        return {key for key, tracked in self._tracked.items() if tracked.is_ready}
 
     async def _load(self, key: Key, control: ControlState) -> None:
         tracked = self._tracked.setdefault(key, Tracked())
@@ -269,8 +270,7 @@ class ModelManager:
             return
         for other in gone:
             self._tracked[other].gave_up_at = control.offset
-        staying = {known for known, tracked in self._tracked.items() if tracked.is_ready and known not in gone}
-        await self._put_in_force(staying, f"unloaded to make room for {key[0]} version {key[1]}")
+        await self._put_in_force(self._ready() - set(gone), f"unloaded to make room for {key[0]} version {key[1]}")
 
     def _residents(self) -> list[Resident]:
         """What is loaded, by instance; what a label points to, now or in the next table, is pinned."""
@@ -293,15 +293,16 @@ class ModelManager:
     def _labels(self, wanted: set[Key]) -> dict[tuple[str, str], int]:
         """Where all labels point when these versions should be live."""
         before = {} if self._table is None else self._table.labels
+        ready, sent_away = self._ready(), _sent_away(self._control)
         labels: dict[tuple[str, str], int] = {}
         for name in self._names(self._control):
             of_model = next_labels(
-                self._ready_versions(name),
-                {version for other, version in wanted if other == name},
+                _versions(name, ready),
+                _versions(name, wanted),
                 policy=self._policies.get(name),
                 wishes=self._control.labels(name),
                 before={label: version for (other, label), version in before.items() if other == name},
-                can_be_gone=set() if name == self._default else _sent_away(self._control, name),
+                can_be_gone=() if name == self._default else _versions(name, sent_away),
             )
             labels |= {(name, label): version for label, version in of_model.items()}
         return labels
@@ -347,11 +348,12 @@ class ModelManager:
             pointing = [label for (name, label), version in labels.items() if (name, version) == key]
             advice = "move the label first (`sluice model label`)"
             return f"label {', '.join(pointing)} points to it; {advice}" if pointing else None
-        if not self._is_ready(key):
-            return self._why_not_ready(key)
-        tracked = self._tracked[key]
-        is_calibrated = target.kind is not Kind.CALIBRATION or tracked.calibration == wish.value
-        return None if is_calibrated else tracked.calibration_problem
+        is_ready = self._is_ready(key)
+        if target.kind is Kind.VERSION:
+            return None if is_ready else self._why_not_ready(key)
+        if not is_ready:
+            return "it is not loaded; the wish holds once it is"
+        return None if self._tracked[key].calibration == wish.value else self._tracked[key].calibration_problem
 
     def _why_not_ready(self, key: Key) -> str:
         tracked = self._tracked.get(key)
@@ -373,8 +375,17 @@ class ModelManager:
         )
 
 
-def _sent_away(control: ControlState, name: str) -> set[int]:
-    return {version for version, is_wanted in control.wanted(name).items() if not is_wanted}
+def _versions(name: str, keys: set[Key]) -> set[int]:
+    return {version for other, version in keys if other == name}
+
+
+def _sent_away(control: ControlState) -> set[Key]:
+    return {
+        (name, version)
+        for name in control.models()
+        for version, is_wanted in control.wanted(name).items()
+        if not is_wanted
+    }
 
 
 def _pointed_at(labels: Mapping[tuple[str, str], int]) -> set[Key]:
