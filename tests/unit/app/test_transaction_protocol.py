@@ -61,7 +61,7 @@ class Brokers:
                 return SimpleNamespace(tags={} if self.features is None else {2: self.features})
             case 0:
                 await self.gate.wait()
-                parts = [(p.partition, self.code, 40, -1, 0, [], None, {}) for p in (SCORES,)]
+                parts: list[Any] = [(SCORES.partition, self.code, 40, -1, 0, [], None, {})]
                 return SimpleNamespace(topics=[(t[0], parts, {}) for t in request._values[3]])
             case 28:
                 return SimpleNamespace(errors=[("in", [(3, self.code, {})], {})])
@@ -239,6 +239,6 @@ def test_the_private_names_are_where_they_were() -> None:
     assert list(inspect.signature(AIOKafkaClient.send).parameters) == ["self", "node_id", "request", "group"]
     for name in ("_txn_manager", "_sender"):
         assert f"self.{name} =" in inspect.getsource(AIOKafkaProducer.__init__)
-    assert "_pid_and_epoch.epoch" in inspect.getsource(TransactionManager.producer_epoch.fget)  # type: ignore[attr-defined]
+    assert "_pid_and_epoch.epoch" in inspect.getsource(TransactionManager.producer_epoch.fget)
     partition = inspect.getsource(sender.SendProduceReqHandler.handle_response)
     assert "_,\n                        global_error,\n                    ) = partition_info" in partition
