@@ -9,139 +9,26 @@ import shutil
 import threading
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from app.calibration import Calibration
 from app.errors import BundleError
-from app.metrics import Metrics
 from app.models.architectures import register_architecture
 from app.models.bundle_files import WEIGHTS
-from app.models.control import ControlState, Target, Wish, encode, of_calibration, of_label, of_version
-from app.models.control_progress import Outcome, Progress, progress_of
-from app.models.lifecycle import State
-from app.models.live_loader import LiveLoader
-from app.models.manager import ModelManager
-from app.models.policy import parse_policies
-from app.models.repository import add_calibration, open_repository
+from app.models.control import of_calibration, of_label, of_version
+from app.models.control_progress import Outcome
+from app.models.repository import add_calibration
 from app.models.runtime import ScoringModel, zero_inputs
-from app.models.trust import TrustStore
-from app.models.version_loader import Loader, VersionLoader
-from app.settings import BudgetSettings, Settings
-from schemas.registry import SchemaBook
-from tests.fakes import FakeClock, MemoryStore
-from tests.samples import pack_sample, sample_spec
+from tests.model_rig import NAME, Rig
 from tests.spoilt_bundles import SPOILT, edit_spec, half_copy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
-    from app.models.live import LiveModel
-    from app.models.live_table import LiveTable
-    from app.models.spec import ModelSpec
-
-SCHEMAS = Path(__file__).parents[4] / "schemas"
-NAME = "sample"
 CHAMPION = of_label(NAME, "champion")
-
-
-class Rig:
-    """A manager, its repository, and an operator.
-
-    Attributes:
-        root: of the repository.
-        tables: that were put in force, the newest last.
-        is_drained: what ``switch`` answers.
-
-    """
-
-    def __init__(
-        self, folder: Path, serve: str = NAME, *, memory_bytes: int | None = None, poll_s: float = 0.01
-    ) -> None:
-        self.root = folder / "models"
-        self.tables: list[LiveTable[LiveModel]] = []
-        self.is_drained = True
-        self.control = ControlState.empty()
-        self._folder = folder
-        book, metrics = SchemaBook(SCHEMAS), Metrics(BudgetSettings(), now_s=FakeClock())
-        live_loader = LiveLoader(Settings(), book, MemoryStore(), metrics)
-        parts = Loader(live_loader.devices, live_loader.map, live_loader.warm, self._recorded)
-        self.repository = open_repository(self.root, cache=folder / "cache", trust=TrustStore(folder / "trust.json"))
-        self.manager = ModelManager(
-            parse_policies(serve),
-            VersionLoader(self.repository, parts, max_run_ms=10_000),
-            poll_s=poll_s,
-            memory_bytes=memory_bytes,
-            switch=self._switch,
-        )
-
-    async def _recorded(self, _spec: ModelSpec) -> None:
-        """There is no prediction log."""
-
-    async def _switch(self, table: LiveTable[LiveModel]) -> bool:
-        await asyncio.sleep(0)
-        self.tables.append(table)
-        return self.is_drained
-
-    def pack(self, version: int, name: str = NAME, **changes: Any) -> Path:  # noqa: ANN401 - of ModelSpec
-        """A good bundle."""
-        return pack_sample(self.root, sample_spec(name=name, version=version, buckets=(1, 2), **changes))
-
-    def set_aside(self, version: int, name: str = NAME) -> Path:
-        """Pack a good bundle, and take it out of the repository for now."""
-        return self.pack(version, name).rename(self._folder / f"{name}-{version}")
-
-    def put(self, aside: Path) -> Path:
-        """Copy what was set aside into the repository."""
-        name, _, version = aside.name.rpartition("-")
-        target = self.root / name / version
-        shutil.rmtree(target, ignore_errors=True)
-        return Path(shutil.copytree(aside, target))
-
-    async def start(self) -> Rig:
-        """Start the manager on what is wished so far."""
-        await self.manager.start(self.control)
-        return self
-
-    async def say(self, target: Target, value: int | None, *, is_looked_at: bool = True) -> Progress:
-        """An operator's wish, None takes it back; and what `sluice model` makes of it."""
-        wish = None if value is None else Wish(value)
-        raw = None if wish is None else encode(target, wish)[1]
-        offset = self.control.offset
-        self.control = self.control.apply(target.key, raw, offset)
-        await self.manager.control(self.control)
-        if is_looked_at:
-            await self.look()
-        return progress_of(self.manager.document(), target, wish, offset)
-
-    async def look(self, times: int = 1) -> None:
-        """So many polls."""
-        for _ in range(times):
-            await self.manager.look()
-
-    def row(self, version: int, name: str = NAME) -> dict[str, Any]:
-        """What the document says of a version."""
-        (row,) = [r for r in self.manager.document()["versions"] if (r["name"], r["version"]) == (name, version)]
-        return row
-
-    @property
-    def states(self) -> dict[int, str]:
-        """Of the versions of the sample."""
-        return {row["version"]: row["state"] for row in self.manager.document()["versions"] if row["name"] == NAME}
-
-    @property
-    def champion(self) -> int:
-        """Who answers requests that pin nothing."""
-        return self.tables[-1].champion.spec.version
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """What to why."""
-        return {refused["what"]: refused["reason"] for refused in self.manager.document()["refused"]}
 
 
 @pytest.fixture
@@ -715,95 +602,3 @@ async def test_a_wish_is_not_left_until_the_next_poll(make_rig: Callable[..., Ri
         await asyncio.sleep(0)
         await rig.say(of_version(NAME, 1), 1, is_looked_at=False)
         await _until(lambda: rig.states == {1: "READY", 2: "READY"})
-
-
-ACTIONS = st.one_of(
-    st.tuples(st.just("put"), st.integers(1, 3)),
-    st.tuples(st.just("spoil"), st.integers(1, 3)),
-    st.tuples(st.just("remove"), st.integers(1, 3)),
-    st.tuples(st.just("calibrate"), st.integers(1, 3)),
-    st.tuples(st.sampled_from(["load", "unload", "forget"]), st.integers(1, 4)),
-    st.tuples(st.sampled_from(["champion", "stable"]), st.none() | st.integers(1, 4)),
-    st.tuples(st.just("away"), st.none()),
-)
-
-
-@pytest.fixture(scope="module")
-def asides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Good bundles of versions 1 to 3."""
-    rig = Rig(tmp_path_factory.mktemp("asides"))
-    return [rig.set_aside(version) for version in (1, 2, 3)]
-
-
-async def _act(rig: Rig, asides: list[Path], action: str, argument: int | None) -> None:
-    away = rig.root.with_name("away")
-    if action == "away":
-        rig.root.rename(away) if rig.root.exists() else away.rename(rig.root)
-    elif action in {"champion", "stable"}:
-        await rig.say(of_label(NAME, action), argument)
-    elif action in {"load", "unload", "forget"}:
-        assert argument is not None
-        value = {"load": 1, "unload": 0, "forget": None}[action]
-        await rig.say(of_version(NAME, argument), value, is_looked_at=argument != 2)
-    elif rig.root.exists():
-        assert argument is not None
-        _change_files(rig, asides, action, argument)
-
-
-def _change_files(rig: Rig, asides: list[Path], action: str, version: int) -> None:
-    folder = rig.root / NAME / str(version)
-    shutil.rmtree(folder, ignore_errors=True)
-    if action != "remove":
-        rig.put(asides[version - 1])
-    if action == "spoil":
-        half_copy(folder)
-    if action == "calibrate":
-        add_calibration(rig.root, NAME, version, Calibration("platt", a=2.0))
-
-
-def _check(rig: Rig) -> None:
-    """What holds after every look."""
-    table, states, control = rig.manager.table, rig.states, rig.control
-    assert rig.tables[-1] is table
-    assert table.labels[NAME, "champion"], "somebody answers, always"
-    assert {version for _, version in table.versions} == {v for v, state in states.items() if state == "READY"}
-    assert set(states.values()) <= {State.READY, State.UNLOADED, State.FAILED}
-    for label, version in control.labels(NAME).items():
-        is_there = states.get(version) == "READY"
-        assert (table.labels.get((NAME, label)) == version) == is_there
-        assert (f"label {label} of {NAME} -> {version}" in rig.refused) != is_there
-    assert {label for _, label in table.labels} <= {"champion", *control.labels(NAME)}
-    for version in (v for v, is_wanted in control.wanted(NAME).items() if not is_wanted and states.get(v) == "READY"):
-        assert version in table.labels.values(), "an unwanted version serves for the sake of a label alone"
-    assert rig.manager.document()["control_offset"] == control.offset
-
-
-async def _run_actions(rig: Rig, asides: list[Path], actions: list[tuple[str, int | None]]) -> None:
-    rig.put(asides[0])
-    await rig.start()
-    try:
-        for action, argument in actions:
-            await _act(rig, asides, action, argument)
-            await rig.look()
-            _check(rig)
-        for label in ("champion", "stable"):
-            await rig.say(of_label(NAME, label), None)
-        for version in (1, 2, 3, 4):
-            await rig.say(of_version(NAME, version), None)
-        if not rig.root.exists():
-            rig.root.with_name("away").rename(rig.root)
-        _change_files(rig, asides, "remove", 3)
-        _change_files(rig, asides, "put", 3)
-        await rig.look()
-        assert (rig.champion, rig.refused) == (3, {}), "without wishes the newest serves, whatever was before"
-    finally:
-        rig.manager.close()
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.lists(ACTIONS, max_size=14))
-def test_whatever_happens_somebody_answers(
-    asides: list[Path], tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, int | None]]
-) -> None:
-    """Files come, go and break, operators wish what they like, the repository goes away: the invariants hold."""
-    asyncio.run(_run_actions(Rig(tmp_path_factory.mktemp("any")), asides, actions))
