@@ -32,7 +32,7 @@ from examples.servers import DemoError, as_variables, fresh_topics, servers
 from examples.workers import WorkerError, Workers
 from schemas.registry import SchemaBook
 
-from .data import DocstringError, load_docstrings, part
+from .data import DOCSTRINGS_A_FAMILY, DocstringError, load_docstrings, part
 from .proof import figures, prove, read_answers
 from .train import MODEL, make_spec, train
 
@@ -74,7 +74,7 @@ def train_command(*, data_dir: DataDir = Path(".sluice")) -> None:
 def demo(
     *,
     data_dir: DataDir = Path(".sluice"),
-    limit: Annotated[int, typer.Option(min=1, help="send only so many docstrings")] = 1_000_000,
+    docstrings: Annotated[int, typer.Option(min=20, help="at most so many of each family")] = DOCSTRINGS_A_FAMILY,
     reset: Annotated[bool, typer.Option("--reset", envvar="RESET", help="Empty the topics of your own Kafka.")] = False,
 ) -> None:
     """Score the docstrings that training has not seen, and prove the answers."""
@@ -83,9 +83,9 @@ def demo(
     with _told():
         data_dir = data_dir.absolute()
         _say("Docstrings: reading those of the installed packages")
-        docstrings = load_docstrings()
-        bundle = _newest(data_dir / "models") or _trained(data_dir / "models", docstrings)
-        rows = _requests(part(docstrings, "held_out").head(limit))
+        found = load_docstrings(docstrings)
+        bundle = _newest(data_dir / "models") or _trained(data_dir / "models", found)
+        rows = _requests(part(found, "held_out"))
         with servers(data_dir, _say) as addresses:
             is_proven = _served(data_dir, addresses, bundle, rows, reset=reset)
     sys.exit(0 if is_proven else 1)
