@@ -17,6 +17,7 @@ from yarl import URL
 
 from app.connections import connection_arguments
 from app.errors import PartitionMismatch, SettingsError, TopicError
+from app.standby import assignor
 from app.transport import BatchTransport
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def make_app(settings: Settings, role: str, batch_topics: list[str], *, linger_m
         raise SettingsError(msg)
     transport = type("RoleTransport", (BatchTransport,), {
         "batch_topics": frozenset(batch_topics), "linger_s": linger_ms / 1000,
+        "assignor": assignor(is_standby=kafka.standby),
     })  # fmt: skip
     app.transport = transport(app.conf.broker_consumer, app)
     return app

@@ -234,7 +234,7 @@ def _attach_views(  # noqa: PLR0913 - the composition root hands every part to t
 ) -> WorkerStats:
     url = f"http://{settings.web.host}:{app.conf.web_port}"
     identity = WorkerIdentity(f"{settings.deployment}-{role}-{os.getpid()}", role, url)
-    stats = WorkerStats(settings, book, producer, identity, figures)
+    stats = WorkerStats(settings, book, producer, identity, lambda: {"group": _membership(app, settings), **figures()})
     attach_views(
         app,
         health=health,
@@ -261,16 +261,29 @@ def _health(
 
     health = Health()
     health.add_check("worker", problem, live=True)
-    health.add_check("assignment", partial(_assignment_problem, app))
+    health.add_check("assignment", partial(_assignment_problem, app, is_standby=settings.kafka.standby))
     health.add_check("progress", progress)
     return health
 
 
-def _assignment_problem(app: SluiceApp) -> str | None:
+def _assigned(app: SluiceApp) -> list[int]:
+    """Numbers of the partitions that the worker has."""
     with contextlib.suppress(ConsumerNotStarted):
-        if app.consumer.assignment() and not app.rebalancing:
-            return None
+        return sorted({tp.partition for tp in app.consumer.assignment()})
+    return []
+
+
+def _assignment_problem(app: SluiceApp, *, is_standby: bool) -> str | None:
+    """Why the worker answers nothing, or as a standby could take nothing over; None when it could."""
+    has_joined = app.consumer_generation_id > 0 and not app.rebalancing
+    if has_joined and (is_standby or _assigned(app)):
+        return None
     return "no partition is assigned yet, or a rebalance is under way"
+
+
+def _membership(app: SluiceApp, settings: Settings) -> dict[str, Any]:
+    """What the worker is in its group."""
+    return {"is_standby": settings.kafka.standby, "partitions": _assigned(app)}
 
 
 def build_monitor(settings: Settings) -> SluiceApp:

@@ -60,6 +60,9 @@ class KafkaSettings(_Group):
     group_instance_id: Annotated[
         str | None, Field(description="static membership: a restart within the session moves no partitions")
     ] = None
+    standby: Annotated[
+        bool, Field(description="join warm, but take partitions only while no worker without this setting is there")
+    ] = False
     request_timeout_s: Annotated[float, Field(ge=1, le=300, description="a send without an answer is a failure")] = 30.0
     max_poll_records: Annotated[int, Field(ge=1, le=100_000, description="records of one event at most")] = 4096
     max_fetch_bytes: Annotated[int, Field(ge=4096, description="of one partition and fetch")] = 1_048_576

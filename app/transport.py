@@ -25,6 +25,7 @@ from faust.types import TP, ConsumerMessage
 
 from app.fetched_records import FetchedRecords
 from app.record_reader import PlainRecord, damaged
+from app.standby import PrimariesFirst
 from schemas.records import RecordBatch
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:  # noqa: ANN401 - Faust's type
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # noqa: SLF001 - Faust ties it to its own exactly-once
+        consumer._partition_assignment_strategy = [transport.assignor]  # noqa: SLF001 - Faust offers none to choose
         return consumer
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
@@ -137,12 +139,14 @@ class BatchTransport(Transport):
         batch_topics: the topics that ask for batches.
         linger_s: how long a fetch waits for more after the first records; for readers to whom a batch is worth more
             than a moment.
+        assignor: what the consumer joins its group with.
 
     """
 
     Consumer: ClassVar[type] = BatchConsumer
     batch_topics: ClassVar[frozenset[str]] = frozenset()
     linger_s: ClassVar[float] = 0.0
+    assignor: ClassVar[type[PrimariesFirst]] = PrimariesFirst
 
 
 async def commit_offsets(app: faust.App, offsets: Mapping[tuple[str, int], int]) -> bool:

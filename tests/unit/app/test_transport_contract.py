@@ -137,7 +137,7 @@ def test_a_name_has_the_signature_that_we_call(name: str) -> None:
             PartitionRecords,
             ["_records", "_tp", "_check_crcs", "_isolation_level", "_aborted_producers", "next_fetch_offset"],
         ),
-        (AIOKafkaConsumer, ["_fetcher", "_closed", "_isolation_level"]),
+        (AIOKafkaConsumer, ["_fetcher", "_closed", "_isolation_level", "_partition_assignment_strategy"]),
         (BatchBuilder, ["_builder", "_relative_offset"]),
         (AIOKafkaConsumerThread, ["consumer"]),
         (Consumer, ["_thread"]),
