@@ -22,10 +22,13 @@ from bench import (
     measuring,
     memory,
     overload,
+    precision,
     redis_faults,
+    remote,
     replay,
     report,
     results,
+    swaps,
     throughput,
 )
 from bench.contenders import repository_root
@@ -50,10 +53,13 @@ PARTS: dict[str, Part] = {
     "memory": partial(memory.run, requests=2_000_000),
     "memory-10m": partial(memory.run, requests=10_000_000),
     "gpu": device.run,
+    "swaps": swaps.run,
     "cold_start": cold_start.run,
     "mapped": mapped.run,
+    "remote": remote.run,
+    "precision": precision.run,
 }
-WITHOUT_BROKER = {"codec", "measuring", "gpu"}
+WITHOUT_BROKER = {"codec", "measuring", "precision", "gpu"}
 DEFAULT = [part for part in PARTS if part not in {"memory-10m", "gpu"}]
 
 

@@ -16,10 +16,11 @@ from app.models.bundle_files import WEIGHTS
 from bench.cold_start import with_requests
 from bench.contenders import OURS, Running, wait_until_ready
 from bench.sized_bundles import MODEL, make_sized_bundle, weights_mb
-from bench.stack import Bench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from bench.stack import Bench
 
 MEGABYTES, QUICK_MEGABYTES = 1000, 1
 VERSION = 1

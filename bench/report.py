@@ -1,21 +1,29 @@
-"""``RESULTS.md`` from the saved results."""
+"""``RESULTS.md`` and ``MODELS.md`` from the saved results."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bench import model_sections
+from bench.markdown import table
 from bench.results import FOLDER
 from bench.targets import targets
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Section = Callable[[dict[str, Any]], list[str]]
+
 PAGE = Path(__file__).parent / "RESULTS.md"
+MODELS_PAGE = Path(__file__).parent / "MODELS.md"
 
 
 def write() -> None:
-    """Write the page."""
-    parts = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-    sections = {
+    """Write the pages."""
+    saved = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+    _write_page(PAGE, "Results", saved, {
         "throughput": _throughput,
         "features": _throughput,
         "latency": _latency,
@@ -29,14 +37,18 @@ def write() -> None:
         "memory": _memory,
         "memory-10m": _memory,
         "gpu": _gpu,
-    }
-    lines = ["# Results", "", "Written by `make bench` from `results/*.json`; do not edit.", ""]
+    })  # fmt: skip
+    _write_page(MODELS_PAGE, "Models", saved, model_sections.SECTIONS)
+
+
+def _write_page(page: Path, title: str, saved: dict[str, Any], sections: Mapping[str, Section]) -> None:
+    parts = {name: saved[name] for name in sections if name in saved}
+    lines = [f"# {title}", "", "Written by `make bench` from `results/*.json`; do not edit.", ""]
     promised = targets({name: part["figures"] for name, part in parts.items()})
-    lines += _table(("figure", "wanted", "measured", ""), [target.row() for target in promised])
-    for name, section in sections.items():
-        if name in parts:
-            lines += ["", f"## {name}", "", *_origin(parts[name]), "", *section(parts[name]["figures"])]
-    PAGE.write_text("\n".join(lines) + "\n")
+    lines += table(("figure", "wanted", "measured", ""), [target.row() for target in promised])
+    for name, part in parts.items():
+        lines += ["", f"## {name}", "", *_origin(part), "", *sections[name](part["figures"])]
+    page.write_text("\n".join(lines) + "\n")
 
 
 def _origin(part: dict[str, Any]) -> list[str]:
@@ -55,7 +67,7 @@ def _throughput(figures: dict[str, Any]) -> list[str]:
     return [
         f"{figures['requests']:,} requests preloaded, {figures['rounds']} rounds, interleaved; medians.",
         "",
-        *_table(
+        *table(
             ("contender", "requests/s", "CPU us/request", "low-high", "times ours", "RSS MB"),
             [
                 (
@@ -84,7 +96,7 @@ def _latency(figures: dict[str, Any]) -> list[str]:
         f"window {figures['window_ms']} ms;",
         "milliseconds from when a request was due. Generator, broker, worker and reader share the cores.",
         "",
-        *_table(("load", "requests/s", "", "p50", "p95", "p99", "p99.9"), cells),
+        *table(("load", "requests/s", "", "p50", "p95", "p99", "p99.9"), cells),
     ]
 
 
@@ -97,7 +109,7 @@ def _overload(figures: dict[str, Any]) -> list[str]:
         "that, beside generator, broker and reader on the same cores. At twice the rate of the best goodput it is",
         f"{figures['goodput_share_of_peak']:.1%} of the best. Resident set there {over['rss_mb']} MB.",
         "",
-        *_table(
+        *table(
             (
                 "load",
                 "sent",
@@ -144,7 +156,7 @@ def _hostile(figures: dict[str, Any]) -> list[str]:
         f"{figures['stall_cpu_s']} s at most); resident set {figures['after_a_quarter_mb']} MB",
         f"after a quarter, {figures['end_mb']} MB at the end, {figures['largest_mb']} MB at most.",
         "",
-        *_table(
+        *table(
             ("mutator", "sent", *outcomes),
             [
                 (name, f"{row['sent']:,}", *(f"{row.get(outcome, 0):,}" for outcome in outcomes))
@@ -160,7 +172,7 @@ def _redis_faults(figures: dict[str, Any]) -> list[str]:
         f"Open loop, {figures['rate_per_s']:,.0f}/s; {figures['answered']:,} of {figures['sent']:,} answered,",
         f"{figures['statuses']}.",
         "",
-        *_table(
+        *table(
             ("store", "p50", "p95", "p99", "p99.9", "largest, ms"),
             [(name, *(row[n] for n in names)) for name, row in figures["latency"].items()],
         ),
@@ -170,7 +182,7 @@ def _redis_faults(figures: dict[str, Any]) -> list[str]:
 def _codec(figures: dict[str, Any]) -> list[str]:
     head = ("record", "decode us", "fastavro", "ratio", "encode us", "fastavro", "ratio")
     names = ("decode_us", "fastavro_decode_us", "decode_ratio", "encode_us", "fastavro_encode_us", "encode_ratio")
-    return _table(head, [(record, *(row[n] for n in names)) for record, row in figures["records"].items()])
+    return table(head, [(record, *(row[n] for n in names)) for record, row in figures["records"].items()])
 
 
 def _measuring(figures: dict[str, Any]) -> list[str]:
@@ -188,7 +200,7 @@ def _delivery(figures: dict[str, Any]) -> list[str]:
         f"Light load: {figures['light_rate_per_s']:.0f}/s,",
         "milliseconds until a read_committed reader has the answer.",
         "",
-        *_table(
+        *table(
             ("mode", "requests/s", "CPU us/request", "light p50", "p95", "p99"),
             [
                 (
@@ -214,7 +226,7 @@ def _gpu(figures: dict[str, Any]) -> list[str]:
     return [
         f"On {figures['device']}, batches of {figures['batch']}.",
         "",
-        *_table(
+        *table(
             ("model", "pipeline/s", "bare loop/s", "share", "device busy", "CPU us/request"),
             [
                 (
@@ -229,8 +241,3 @@ def _gpu(figures: dict[str, Any]) -> list[str]:
             ],
         ),
     ]
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]

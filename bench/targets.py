@@ -56,6 +56,8 @@ def targets(figures: dict[str, dict[str, Any]]) -> list[Target]:
         "replay": _replay,
         "hostile": _hostile,
         "redis_faults": _redis_faults,
+        "swaps": _swaps,
+        "mapped": _mapped,
     }
     return [target for part, judge in judges.items() if part in figures for target in judge(figures[part])]
 
@@ -129,6 +131,20 @@ def _redis_faults(figures: dict[str, Any]) -> Iterator[Target]:
     yield Target("added p99 while the store hangs, ms", 25, figures["added_p99_hung_ms"], is_floor=False)
     yield Target("added p99 while the store is dead, ms", 25, figures["added_p99_killed_ms"], is_floor=False)
     yield Target("answered over sent, store faults", 1, figures["answered"] / figures["sent"], is_floor=True)
+
+
+def _swaps(figures: dict[str, Any]) -> Iterator[Target]:
+    ratios, evidence = figures["ratios"], figures["evidence"]
+    for name in ("windows of swaps", "phases of swaps"):
+        yield Target(f"p99 over steady p99, {name}", 1.25, ratios[name]["p99_ms"], is_floor=False)
+    count = f"{figures['answers']:,} answers"
+    yield Target(f"by the old version after the command, {count}", 0, figures["old_after_command"], is_floor=False)
+    yield Target("rows bit-equal to the version they name", evidence["rows"], evidence["bit_equal"], is_floor=True)
+
+
+def _mapped(figures: dict[str, Any]) -> Iterator[Target]:
+    share = figures["weights_pss_mb"] / figures["weights_mb"]
+    yield Target("memory of weights that two workers map, over their size", 1.05, share, is_floor=False)
 
 
 def _text(value: float) -> str:

@@ -145,13 +145,15 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "replay.json").write_text(json.dumps(part))
     monkeypatch.setattr(report, "FOLDER", tmp_path)
     monkeypatch.setattr(report, "PAGE", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(report, "MODELS_PAGE", tmp_path / "MODELS.md")
     report.write()
     assert "| bit-equal rows | at least 5 | 3 | missed by 2 |" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_every_part_is_tried_here() -> None:
-    """A part that is added gets a smoke run too."""
+    """A part that is added gets a smoke run too; those of models have theirs in ``test_models_smoke``."""
     assert set(PARTS) == {
         "throughput", "features", "latency", "overload", "replay", "hostile", "delivery", "redis_faults",
-        "codec", "measuring", "memory", "memory-10m", "gpu"
+        "codec", "measuring", "memory", "memory-10m", "gpu",
+        "swaps", "cold_start", "mapped", "remote", "precision",
     }  # fmt: skip
