@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from contextlib import nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from app.errors import BundleError, SettingsError
 from app.models.networks.linear import build_linear
@@ -34,6 +36,11 @@ ENTRY_POINTS = "sluice.architectures"
 MAX_PARAMETERS = 2**28
 """Bound on a network's size, 1 GiB: it is built before its weights are seen to fit, so a few lines of YAML must not
 ask for more."""
+RANDOM_FILLS = {
+    *(torch.Tensor.normal_, torch.Tensor.uniform_),
+    *(nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_normal_, nn.init.kaiming_uniform_),
+}
+"""What a network fills its weights with when it is made."""
 
 _registered: dict[str, Builder] = {
     "tabular_mlp": build_tabular_mlp,
@@ -151,7 +158,7 @@ def _construct(spec: ModelSpec, layout: InputLayout, device: str) -> nn.Module:
     name = spec.architecture.name
     builder = _builder(name)
     try:
-        with torch.device(device):
+        with torch.device(device), _NoRandomFills() if device == "meta" else nullcontext():
             module = builder(spec, layout)
     except ValidationError as exc:
         fault = exc.errors()[0]
@@ -161,13 +168,29 @@ def _construct(spec: ModelSpec, layout: InputLayout, device: str) -> nn.Module:
     except BundleError as exc:
         msg = f"model.yaml: architecture: {exc}"
         raise BundleError(msg) from exc
-    except (TypeError, ValueError, KeyError) as exc:
+    except (TypeError, ValueError, LookupError, AttributeError) as exc:
         msg = f"model.yaml: architecture {name}: its builder refuses the model ({type(exc).__name__}: {exc})"
         raise BundleError(msg) from exc
     if not isinstance(module, nn.Module):
         msg = f"architecture {name}: its builder gives {type(module).__name__}, a torch.nn.Module is needed"
         raise BundleError(msg)
     return module
+
+
+class _NoRandomFills(TorchFunctionMode):
+    """Leaves tensors without memory alone; to fill them, torch would import its compilers, which takes 4 s."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the function gives
+        del types
+        if func in RANDOM_FILLS:  # nn.init hands its tensor over by name
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _builder(name: str) -> Builder:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WHY_AT_MOST = 300
+"""Characters of a compiler's complaint, which runs to pages."""
+
 
 def compile_for_bucket(module: nn.Module, inputs: dict[str, torch.Tensor], title: str) -> Run:
     """A program for inputs of exactly these shapes; the module itself when the compiler cannot.
@@ -35,8 +38,8 @@ def compile_for_bucket(module: nn.Module, inputs: dict[str, torch.Tensor], title
         run: Run = compile_it(module, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options)
         run(**inputs)
     except Exception as exc:  # noqa: BLE001 - a compiler may raise anything; slower is better than not at all
-        first_line = str(exc).strip().partition("\n")[0]
+        why = " ".join(str(exc).split())[:WHY_AT_MOST]
         bucket = len(inputs["numbers"])
-        log.warning("%s: bucket %d runs without torch.compile (%s: %s)", title, bucket, type(exc).__name__, first_line)
+        log.warning("%s: bucket %d runs without torch.compile (%s: %s)", title, bucket, type(exc).__name__, why)
         return module
     return run

@@ -53,7 +53,8 @@ def load_network(bundle: Bundle, layout: InputLayout, samples: dict[str, torch.T
 
     """
     if bundle.spec.weights == "pt2":
-        module, is_mapped = _exported(bundle, samples, device), False
+        # The path is had of a trusted bundle alone.
+        module, is_mapped = load_exported(bundle.program_path, samples, device), False
     else:
         module, is_mapped = _assembled(bundle, layout, device)
     return Network(module, memory_bytes(module), is_mapped)
@@ -70,16 +71,6 @@ def memory_bytes(module: nn.Module) -> int:
     """
     tensors = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _exported(bundle: Bundle, samples: dict[str, torch.Tensor], device: str) -> nn.Module:
-    if bundle.spec.precision != "fp32":
-        msg = (
-            f"{_title(bundle)}: model.yaml: precision: a program of torch.export computes in what it was exported in;"
-            f" remove precision, or export it in {bundle.spec.precision}"
-        )
-        raise BundleError(msg)
-    return load_exported(bundle.program_path, samples, device)  # which is had of a trusted bundle alone
 
 
 def _assembled(bundle: Bundle, layout: InputLayout, device: str) -> tuple[nn.Module, bool]:

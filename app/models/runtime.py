@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from app.errors import BundleError
+from app.errors import BundleError, SluiceError
 from app.models.compiled import compile_for_bucket
 from app.models.compute_threads import lower_priority as lower_priority  # noqa: PLC0414 - until the manager names it
 from app.models.compute_threads import set_compute_threads as set_compute_threads  # noqa: PLC0414 - until main does
 from app.models.devices import choose_device, raise_if_lost
+from app.models.exported import skip_input_checks
 from app.models.loading import load_network
 from app.models.precision import DTYPES
 from app.models.staging import CudaStage
@@ -102,6 +104,8 @@ class ScoringModel:
                 msg = f"{self.title}: warm-up gives a logit that is not finite; train again, or scale its inputs"
                 raise BundleError(msg)
             seconds[bucket] = min(self._timed(inputs) for _ in range(TIMED_RUNS))
+        if self.spec.weights == "pt2" and self._module is not None:
+            skip_input_checks(self._module)
         self._check_speed(seconds)
         return seconds
 
@@ -147,7 +151,8 @@ class ScoringModel:
         """Let go of the network and its memory; every later ``predict`` is refused."""
         self._module, self._runs = None, {}
         if self._stage is not None:
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # a device that is lost has nothing left to free
+                torch.cuda.empty_cache()
 
     def _placed(self, inputs: Inputs, rows: int, bucket: int) -> dict[str, torch.Tensor]:
         if self._stage is not None:
@@ -167,7 +172,9 @@ class ScoringModel:
         """Logits of a trial; whatever the network raises on it is the bundle's fault."""
         try:
             return self.submit(inputs).result()[0]
-        except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AssertionError) as exc:
+        except SluiceError:
+            raise
+        except Exception as exc:
             first_line = str(exc).partition("\n")[0]
             bucket = len(inputs["numbers"])
             msg = f"{self.title}: the network raises {type(exc).__name__} on bucket {bucket} ({first_line})"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # raised within torch's compiler
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_every_bucket_has_a_program_of_its_own(tmp_path: Path) -> None:
     """More buckets than torch caches programs of one function for; near the scores that are not compiled."""
