@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from app.models.bundle import Bundle
     from bench.stack import Bench
 
-MEGABYTES, QUICK_MEGABYTES = 100, 1
+MEGABYTES, QUICK_MEGABYTES = 100, 8
 VERSION = 1
 
 

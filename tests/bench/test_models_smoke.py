@@ -27,7 +27,6 @@ def bench(stack: StackInfo, tmp_path: Path) -> Bench:
 
 
 @pytest.mark.integration
-@pytest.mark.slow
 async def test_swaps(bench: Bench) -> None:
     """A label moves, a new version is loaded: nobody else answers afterwards, and every row is that of its version."""
     figures = await swaps.run(bench)
