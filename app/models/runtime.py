@@ -11,8 +11,6 @@ import torch
 
 from app.errors import BundleError, SluiceError
 from app.models.compiled import compile_for_bucket
-from app.models.compute_threads import lower_priority as lower_priority  # noqa: PLC0414 - until the manager names it
-from app.models.compute_threads import set_compute_threads as set_compute_threads  # noqa: PLC0414 - until main does
 from app.models.devices import choose_device, raise_if_lost
 from app.models.exported import skip_input_checks
 from app.models.loading import load_network
