@@ -208,8 +208,8 @@ class WorkerStats:
             enable_auto_commit=False,
             auto_offset_reset="latest",
         )
-        await consumer.start()
         try:
+            await consumer.start()
             consumer.assign([partition])
             await self._seek_to_recent(consumer, partition)
             while True:

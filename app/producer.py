@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import aiokafka
 
+from app.connections import connection_arguments
 from app.errors import DeliveryError
 from app.transaction_protocol import prepare_transactions
 from app.transport import append_records
@@ -74,7 +75,7 @@ class OutputProducer:
         """
         self._space.set()
         self._producer = aiokafka.AIOKafkaProducer(
-            bootstrap_servers=self._settings.bootstrap_servers,
+            **connection_arguments(self._settings),
             client_id=self._client_id,
             acks="all",
             enable_idempotence=True,

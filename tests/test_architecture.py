@@ -23,12 +23,13 @@ ROOMS = {
     "agents": {"agents", "app", "monitors", "schemas"},
 }
 """Imports point inward."""
-COMPOSITION = {"app.main", "app.cli", "app.views"}
+COMPOSITION = {"app.main", "app.cli", "app.views", "app.model_control_commands", "app.score_command"}
 """The only modules of ``app`` that see everything."""
 PURE = {
     *("schemas.wire", "schemas.columns", "schemas.columnar", "schemas.records", "schemas.generate"),
     *("app.ledger", "app.batcher", "app.budget", "app.postprocess", "app.assignment", "app.rollout"),
-    *("app.overload", "app.models.lifecycle"),
+    *("app.overload", "app.models.lifecycle", "app.models.live_table", "app.models.policy", "app.models.residency"),
+    *("app.models.control", "app.models.control_progress", "app.calibration", "app.threshold"),
     *(
         "app.dead_letters",
         "app.partial_record",

@@ -6,7 +6,7 @@ that is not trusted.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch.export.passes import move_to_device_pass
@@ -20,21 +20,24 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-def load_exported(path: Path, samples: dict[str, torch.Tensor], device: str) -> nn.Module:
+def load_exported(
+    source: Path | IO[bytes], samples: dict[str, torch.Tensor], device: str, *, name: str = ""
+) -> nn.Module:
     """The program's network; it takes its inputs by name.
 
     Args:
-        path: of the file.
+        source: the file, or its bytes.
         samples: inputs of the smallest bucket, on the CPU: what the program must take.
         device: where it is to run.
+        name: how messages call it; empty: as the path.
 
     Raises:
         BundleError: the file is no program of ``torch.export``, or the program takes other inputs.
 
     """
-    where = f"{path.parent.name}/{path.name}"
+    where = name or str(source)
     try:
-        program = torch.export.load(path)
+        program = torch.export.load(source)
     except Exception as exc:
         msg = f"{where}: torch {torch.__version__} cannot load it ({exc}); export and pack it again with this torch"
         raise BundleError(msg) from exc

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from app.errors import BundleError
 from app.models.architectures import build, skeleton
+from app.models.bundle_files import EXPORTED
 from app.models.exported import load_exported
 from app.models.precision import DTYPES
 
@@ -53,8 +54,9 @@ def load_network(bundle: Bundle, layout: InputLayout, samples: dict[str, torch.T
 
     """
     if bundle.spec.weights == "pt2":
-        # The path is had of a trusted bundle alone.
-        module, is_mapped = load_exported(bundle.program_path, samples, device), False
+        # The bytes are had of a trusted bundle alone.
+        title = f"{bundle.folder.name}/{EXPORTED}"
+        module, is_mapped = load_exported(bundle.program(), samples, device, name=title), False
     else:
         module, is_mapped = _assembled(bundle, layout, device)
     return Network(module, memory_bytes(module), is_mapped)
