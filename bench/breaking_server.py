@@ -104,7 +104,10 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     def _send(self, file: BufferedReader, count: int) -> None:
         while count > 0:
             piece = file.read(min(PIECE_BYTES, count))
-            self.wfile.write(piece)
+            try:
+                self.wfile.write(piece)
+            except ConnectionError:  # whoever asked for a range and sees that it gets the whole hangs up
+                return
             self._owner.sent_bytes += len(piece)
             count -= len(piece)
 
