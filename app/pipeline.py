@@ -219,10 +219,14 @@ class ScoringPipeline:
         self._note_progress()
         return await self.drain(timeout_s)
 
-    async def switch(self, table: LiveTable[LiveModel]) -> None:
+    async def switch(self, table: LiveTable[LiveModel]) -> bool:
         """Let another table answer from the next decoded record on; returns when no answer by the old one can come.
 
         Micro-batches that are under way keep the models that they were formed with.
+
+        Returns:
+            False when rows from before still wait after ``SWITCH_TIMEOUT_S``: the old models must stay loaded.
+
         """
         champion = table.champion
         self._decoder.table = table
@@ -236,6 +240,8 @@ class ScoringPipeline:
                     await self._progress.wait()
         except TimeoutError:
             log.warning("rows from before a switch of models still wait after %.0f s", SWITCH_TIMEOUT_S)
+            return False
+        return True
 
     def _note_progress(self) -> None:
         self._progress.set()

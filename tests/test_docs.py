@@ -42,6 +42,7 @@ class Explained:
 
 
 HOW_TO = "tests/integration/test_readme.py::test_the_how_to_works_word_for_word"
+OPERATION = "tests/integration/test_readme.py::test_models_in_operation_work_word_for_word"
 DEAD_LETTERS = "tests/integration/test_dlq.py::test_poison_is_listed_shown_and_sent_again"
 
 COMMANDS: dict[str, RunBy | InCi | Explained] = {
@@ -69,6 +70,8 @@ COMMANDS: dict[str, RunBy | InCi | Explained] = {
     "sluice worker scoring": RunBy(HOW_TO),
     "echo": RunBy(HOW_TO),
     "sluice schema encode": RunBy(HOW_TO),
+    **{f"sluice model {name}": RunBy(OPERATION) for name in ("list", "show", "verify", "status", "load", "label")},
+    "sluice score": RunBy(OPERATION),
     "sluice dlq list": RunBy(DEAD_LETTERS),
     "sluice dlq show": RunBy(DEAD_LETTERS),
     "sluice dlq replay": RunBy(DEAD_LETTERS),

@@ -23,12 +23,9 @@ TIMEOUT_S = 240
 pytestmark = pytest.mark.integration
 
 
-def _how_to() -> tuple[str, list[str]]:
-    """The Python block and the shell blocks of the section."""
+def _section(title: str) -> str:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("## Score your own model", 1)[1].split("\n## ", 1)[0]
-    (python,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    return python, re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return text.split(f"## {title}", 1)[1].split("\n## ", 1)[0]
 
 
 @pytest.fixture
@@ -45,7 +42,27 @@ def clone(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed; it is the stranger's client")
 def test_the_how_to_works_word_for_word(clone: Path) -> None:
     """Whoever follows the section to the letter gets the answer of their own model, and leaves nothing running."""
-    python, blocks = _how_to()
+    printed = _run(clone, _blocks("Score your own model"))
+    (answer,) = [json.loads(line) for line in printed.splitlines() if line.startswith('{"request_id"')]
+    assert (answer["request_id"], answer["status"], answer["model_name"]) == ("r1", "OK", "fraud")
+    assert 0 < answer["score"] < 1
+
+
+def test_models_in_operation_work_word_for_word(clone: Path) -> None:
+    """Every command of the section does what it says, on the model and the worker of the how-to."""
+    start, stop = _blocks("Score your own model")[0], _blocks("Score your own model")[-1]
+    printed = _run(clone, [start, *_blocks("Models in operation"), stop])
+    assert printed.count("READY") >= 3, printed
+    assert re.search(r"status\s+OK", printed), printed
+
+
+def _blocks(title: str) -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```", _section(title), re.MULTILINE | re.DOTALL)
+
+
+def _run(clone: Path, blocks: list[str]) -> str:
+    """What the shell blocks print, the worker in the background."""
+    (python,) = re.findall(r"^```python\n(.*?)^```", _section("Score your own model"), re.MULTILINE | re.DOTALL)
     (clone / "pack.py").write_text(python)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -67,6 +84,4 @@ def test_the_how_to_works_word_for_word(clone: Path) -> None:
     )
     log = (clone / "worker.log").read_text() if (clone / "worker.log").exists() else ""
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{log}"
-    (answer,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"request_id"')]
-    assert (answer["request_id"], answer["status"], answer["model_name"]) == ("r1", "OK", "fraud")
-    assert 0 < answer["score"] < 1
+    return done.stdout
