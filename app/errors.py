@@ -5,6 +5,7 @@
   + BundleError            a model bundle cannot be used; the message names the file and the field
     - DigestMismatch       a file of the bundle is not the one that was packed
     - UnsafeBundle         loading it could run code, or leave the bundle's folder
+    - RepositoryAway       the repository did not answer, or broke off; trying again goes on from there
   + TopicError             a topic is missing, or its partitions do not fit the others
     - PartitionMismatch    its partitions do not fit; waiting cannot help
   + DeliveryError          an output record was not acknowledged; the worker must restart
@@ -35,6 +36,10 @@ class DigestMismatch(BundleError):
 
 class UnsafeBundle(BundleError):
     """Loading could run code or leave the bundle's folder; it is refused, always."""
+
+
+class RepositoryAway(BundleError):
+    """The repository did not answer, or broke off; what has arrived is kept, and the next try goes on from there."""
 
 
 class TopicError(SluiceError):

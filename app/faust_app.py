@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import faust
+from faust.tables.manager import TableManager
 from faust.types.enums import ProcessingGuarantee
 from yarl import URL
 
@@ -31,6 +32,16 @@ log = logging.getLogger(__name__)
 
 BROKER_WAIT_S = 60.0
 """How long a worker waits for a broker at start before it gives up and lets its supervisor decide."""
+
+
+class PromptTableManager(TableManager):
+    """Starts at once: Faust's waits a second for tables that register themselves, and we have none."""
+
+    async def on_start(self) -> None:
+        """As Faust's, without the wait: a worker takes its partitions a second earlier."""
+        if not self.should_stop:
+            await self._update_channels()
+            await self.recovery.start()
 
 
 class SluiceApp(faust.App):
@@ -81,6 +92,7 @@ def make_app(settings: Settings, role: str, batch_topics: list[str], *, linger_m
         web_host=web.host,
         web_port=next_free_port(web.host, web.port) if web.enabled else web.port,
         worker_redirect_stdouts=False,
+        TableManager=PromptTableManager,
     )
 
     guarantee: Any = app.conf.processing_guarantee

@@ -69,7 +69,7 @@ async def _compare(bundle: Bundle, device: str, batch: int, rows: int, rounds: i
     for _ in range(rounds):
         bare.append(_bare(model, numbers, rows))
         model.busy_s = 0.0
-        pipeline = make_pipeline(bundle, MemorySink(), device=device, max_batch_size=batch, model=model)
+        pipeline = make_pipeline(bundle, MemorySink(), max_batch_size=batch, model=model)
         wall_s, cpu_s = await feed(pipeline, record_batches(keys, values, size=FETCH_ROWS, partitions=4))
         piped.append(rows / wall_s)
         busy.append(model.busy_s / wall_s)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import aiohttp
 import fsspec
 
-from app.errors import BundleError, DigestMismatch, SluiceError
+from app.errors import BundleError, DigestMismatch, RepositoryAway, SluiceError
 from app.locked_files import alone
 from app.models.bundle import check_place, parse_spec_bytes
 from app.models.bundle_files import MAX_BUNDLE_BYTES, MAX_SPEC_BYTES, SPEC, check_names, limit_bytes, sha256_of
@@ -238,7 +238,7 @@ class RemoteSource:
             raise BundleError(msg) from exc
         except Exception as exc:  # each file system has errors of its own
             msg = f"{path}: cannot be read from {self.url} ({exc!r}); what has arrived is kept for the next try"
-            raise BundleError(msg) from exc
+            raise RepositoryAway(msg) from exc
 
 
 def redacted(url: str) -> str:

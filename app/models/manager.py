@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from app.errors import BundleError, SluiceError
+from app.errors import BundleError, RepositoryAway, SluiceError
 from app.models.control import ControlState, Kind, describe
 from app.models.lifecycle import Event, State
 from app.models.live_table import CHAMPION, LiveTable
@@ -243,6 +243,8 @@ class ModelManager:
         reason = str(exc) if isinstance(exc, SluiceError) else f"{type(exc).__name__}: {exc}"
         tracked.on(Event.FAIL, reason)
         tracked.gave_up_at = control.offset
+        if isinstance(exc, RepositoryAway):
+            tracked.fingerprint = ""  # not the bundle's fault: the next look tries again
         if tracked.told != (reason, control.offset):  # what is tried while it is copied is told once
             trace = None if isinstance(exc, SluiceError | OSError) else exc
             log.error("model %s version %d is not loaded: %s", *key, reason, exc_info=trace)

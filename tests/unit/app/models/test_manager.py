@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from app.calibration import Calibration
-from app.errors import BundleError
+from app.errors import BundleError, RepositoryAway
 from app.models.architectures import register_architecture
 from app.models.bundle_files import WEIGHTS
 from app.models.control import of_calibration, of_label, of_version
@@ -495,6 +495,27 @@ async def test_a_repository_that_cannot_be_read_changes_nothing(rig: Rig, monkey
     monkeypatch.undo()
     await rig.say(of_version(NAME, 7), None)
     assert (rig.champion, rig.manager.document()["repository_problem"]) == (2, None)
+
+
+async def test_a_download_that_breaks_off_goes_on_at_the_next_look(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not the bundle's fault: nobody has to touch a file or say a word, and the old version serves meanwhile."""
+    real = rig.repository.open
+    breaks = iter([True, True, False])
+
+    def broken(*key: Any, **options: Any) -> Any:  # noqa: ANN401 - as the repository's
+        if next(breaks):
+            msg = "weights.safetensors: cannot be read from https://models.example; what has arrived is kept"
+            raise RepositoryAway(msg)
+        return real(*key, **options)
+
+    monkeypatch.setattr(rig.repository, "open", broken)
+    rig.pack(3)
+    for _ in range(2):
+        await rig.look()
+        assert (rig.champion, rig.states[3]) == (2, "FAILED")
+        assert "what has arrived is kept" in rig.row(3)["reason"]
+    await rig.look()
+    assert (rig.champion, rig.states[3]) == (3, "READY")
 
 
 async def test_a_start_without_a_repository_says_why(
