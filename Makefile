@@ -11,6 +11,9 @@ TORCH_BACKEND ?=
 PYTHON := .venv/bin/python
 UV := .tools/uv
 UV_SERIES := 0.13
+# What the processes of the service import. Loaded once at the end of the installation, so that its bytecode is kept even
+# where PYTHONDONTWRITEBYTECODE is set: else every start would compile it again, seconds each.
+STARTED := app.cli, app.worker, app.models.live_loader, agents.outcomes, monitors.report_worker, evidently
 UV_STAMP := .tools/.uv-$(firstword $(shell cksum requirements-uv.lock))
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS)
 SOURCES := app schemas agents monitors examples docs chaos
@@ -125,6 +128,7 @@ else
 	@$(UV) pip sync --quiet --python $(PYTHON) --no-verify-hashes --torch-backend $(TORCH_BACKEND) .venv/requirements.txt
 endif
 	@$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
+	@env -u PYTHONDONTWRITEBYTECODE $(PYTHON) -c 'import $(STARTED)' >/dev/null
 	@touch $@
 
 $(PEERS): $(INSTALLED)

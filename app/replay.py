@@ -15,7 +15,6 @@ from aiokafka.errors import KafkaError
 from app.dead_letter_topic import read_letters
 from app.dead_letters import ORIGIN_HEADER, DeadLetterError, counted, replay_headers
 from app.errors import DeliveryError
-from app.producer import OutputProducer
 from app.replay_journal import Parcel
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from app.dead_letter_topic import Range
     from app.dead_letters import DeadLetter, Selection
+    from app.producer import OutputProducer
     from app.replay_journal import ReplayJournal
     from app.settings import KafkaSettings
     from app.topic_reader import Cluster, TopicReader
@@ -158,6 +158,8 @@ class Replay:
             DeadLetterError: a parcel was not confirmed.
 
         """
+        from app.producer import OutputProducer  # noqa: PLC0415 - brings Faust, a second that no other command needs
+
         producer = OutputProducer(self._kafka, client_id="sluice-dlq")
         try:
             await producer.start()

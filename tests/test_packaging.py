@@ -159,7 +159,7 @@ def test_the_image_runs_as_nobody_special_with_real_settings() -> None:
     environ = dict(word.split("=", 1) for line in _instructions("ENV") for word in line.split())
     settings = load_settings(environ=environ, toml=Path("no-such-file.toml"))
     assert settings.web.host == "0.0.0.0"
-    assert settings.models.repository == Path("/var/lib/sluice/models")
+    assert settings.models.repository == "/var/lib/sluice/models"
 
 
 def _environment(service: str) -> dict[str, str]:

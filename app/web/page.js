@@ -279,7 +279,7 @@ function drawQuality(windows) {
     line: { color: css(colour), width: 2, dash }, marker: { size: 7 }, hovertemplate: `${name} %{y:.3f}<extra></extra>`,
   })), { showlegend: true, xaxis: { type: "category" }, yaxis: { range: [0, 1.03], dtick: 0.2 }, margin: { l: 48, r: 16, t: 30, b: 34 } });
   byId("windows").replaceChildren(...windows.slice(-24).reverse().map((window) => tableRow([
-    labelOf(window), count(window.predictions), `${count(window.labelled)} (${fixed(100 * window.coverage, 0)} %)`, fixed(window.auc, 3), fixed(window.brier, 4),
+    labelOf(window), count(window.predictions), isNumber(window.coverage) ? `${count(window.labelled)} (${fixed(100 * window.coverage, 0)} %)` : "–", fixed(window.auc, 3), fixed(window.brier, 4),
     fixed(window.precision, 3), fixed(window.recall, 3), fixed(window.base_rate, 3), fixed(window.mean_score, 3), fixed(window.score_psi, 3),
     node("td", (window.drifted || []).length ? window.drifted.join(", ") : "none", "text"), node("td", window.final ? "final" : "provisional", "text"),
   ])));

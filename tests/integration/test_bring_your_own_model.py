@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import signal
 import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.integration.shell_blocks import run_script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,6 @@ PAGE = ROOT / "docs" / "bring-your-own-model.md"
 FILE = re.compile(r"^`([\w.]+)`.*:\n\n```(?:python|yaml)\n((?s:.*?))^```", re.MULTILINE)
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WORKER = re.compile(r"^.*sluice worker.*$", re.MULTILINE)
-TIMEOUT_S = 280
 
 pytestmark = pytest.mark.integration
 
@@ -60,7 +59,7 @@ def test_the_page_works_word_for_word(clone: Path) -> None:
     script = WORKER.sub(lambda line: f"{line[0]} >worker.log 2>&1 & worker=$!\n{ready}", "\n".join(SHELL.findall(text)))
     script = script.replace("sluice down", "kill $worker; wait $worker; sluice down")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLUICE_", "KAFKA_", "REDIS_", "SCHEMA_"))}
-    printed = _run(script, clone, environment | {"SLUICE_WEB__PORT": str(port)})
+    printed = run_script(script, clone, environment | {"SLUICE_WEB__PORT": str(port)})
     sample = re.search(r"```text\n(.*?)```", text, re.DOTALL)
     assert sample is not None
     assert re.sub(r"\d+", "0", sample[1]) in re.sub(r"\d+", "0", printed), printed
@@ -71,24 +70,3 @@ def test_the_page_works_word_for_word(clone: Path) -> None:
     assert len(set(euros)) == 1, printed
     assert 105 < euros[0] < 115, "three euros a visit and twenty more in fr"
     assert re.search(r"spend +2 +READY +champion", printed), printed
-
-
-def _run(script: str, clone: Path, environment: dict[str, str]) -> str:
-    """What the commands print; they and all that they started end, whatever happens."""
-    process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=clone,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=TIMEOUT_S)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    log = (clone / "worker.log").read_text() if (clone / "worker.log").exists() else ""
-    assert process.returncode == 0, f"{out}\n{err}\n{log}"
-    return out

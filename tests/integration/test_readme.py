@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.integration.shell_blocks import run_script
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 WORKER = re.compile(r"^.*sluice worker.*$", re.MULTILINE)
-TIMEOUT_S = 240
 
 pytestmark = pytest.mark.integration
 
@@ -73,15 +74,4 @@ def _run(clone: Path, blocks: list[str]) -> str:
     script = WORKER.sub(lambda line: f"{line[0]} 2>worker.log & worker=$!\n{ready}", "\n".join(blocks))
     script = script.replace("sluice down", "kill $worker; wait $worker; sluice down")
     environment = {k: v for k, v in os.environ.items() if k not in {"KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL"}}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=clone,
-        env=environment | {"SLUICE_WEB__PORT": str(port)},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    log = (clone / "worker.log").read_text() if (clone / "worker.log").exists() else ""
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{log}"
-    return done.stdout
+    return run_script(script, clone, environment | {"SLUICE_WEB__PORT": str(port)})
