@@ -40,7 +40,7 @@ IsSure = Annotated[bool, typer.Option("--yes", help="do not ask")]
 
 
 @cli.command()
-def pack(
+def pack(  # noqa: PLR0913 - one option a part of the bundle
     *,
     spec: Annotated[Path, typer.Option(help="the model.yaml, without `files`; no version: the next free one")],
     weights: Annotated[Path, typer.Option(help="weights.safetensors, or a .pt2 of torch.export")],
@@ -48,10 +48,15 @@ def pack(
     reference: Annotated[Path | None, typer.Option(help="Parquet; none: no drift is judged")] = None,
     sample: Annotated[Path | None, typer.Option(help="Parquet, training rows to keep for `verify`")] = None,
     tokenizer: Annotated[list[Path] | None, typer.Option(help="a file that text features name")] = None,
+    false_positive_cost: Annotated[float | None, typer.Option(help="with the next: chooses the threshold")] = None,
+    false_negative_cost: Annotated[float | None, typer.Option(help="on the scores and labels of the reference")] = None,
 ) -> None:
     """Make a bundle of files, and print its folder; what an exported program is packed from here is trusted here."""
-    from app.models.packing import pack_bundle  # noqa: PLC0415 - brings torch; the other commands are spared it
+    from app.models.packing import Costs, pack_bundle  # noqa: PLC0415 - brings torch; the other commands are spared it
 
+    if (false_positive_cost is None) != (false_negative_cost is None):
+        msg = "give both --false-positive-cost and --false-negative-cost, or neither"
+        raise BundleError(msg)
     settings = load_settings()
     _load_architectures(settings)
     repository = configured_repository(settings.models)
@@ -67,6 +72,7 @@ def pack(
         sample=_frame(sample),
         tokenizers={path.name: path for path in tokenizer or []},
         exported=weights if is_program else None,
+        costs=None if false_positive_cost is None else Costs(false_positive_cost, false_negative_cost or 0.0),
     )
     if is_program:
         repository.vouch(parsed.name, parsed.version, note=NOTE)

@@ -6,8 +6,9 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import yaml
 
 from app.errors import BundleError
@@ -15,6 +16,7 @@ from app.models.archive import strip_archive
 from app.models.bundle import Bundle, preprocess_digest
 from app.models.bundle_files import CALIBRATION, EXPORTED, PARITY, REFERENCE, SPEC, WEIGHTS, sha256_of
 from app.postprocess import check_calibration
+from app.threshold import best_threshold_for_cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +26,19 @@ if TYPE_CHECKING:
 
     from app.calibration import Calibration
     from app.models.spec import ModelSpec
+
+
+class Costs(NamedTuple):
+    """What wrong decisions cost, in any unit.
+
+    Attributes:
+        false_positive: to decide for the second label when the first was right.
+        false_negative: the other way round.
+
+    """
+
+    false_positive: float
+    false_negative: float
 
 
 def pack_bundle(  # noqa: PLR0913 - one argument a part of the bundle
@@ -36,6 +51,7 @@ def pack_bundle(  # noqa: PLR0913 - one argument a part of the bundle
     sample: pd.DataFrame | None = None,
     tokenizers: Mapping[str, Path] | None = None,
     exported: Path | None = None,
+    costs: Costs | None = None,
 ) -> Path:
     """Write a bundle, after rows from training gave the same scores as served; complete or not at all.
 
@@ -50,6 +66,8 @@ def pack_bundle(  # noqa: PLR0913 - one argument a part of the bundle
         sample: raw features of training rows for the parity check; None: the first rows of ``reference``, when it has
             all model inputs.
         tokenizers: file of each tokenizer that text features name.
+        costs: what wrong decisions cost; the threshold is chosen so that they cost least on ``reference``. None: the
+            threshold of ``spec`` stays.
         exported: the program of ``torch.export`` when ``spec.weights`` is pt2; its example inputs are left out.
 
     Returns:
@@ -64,6 +82,8 @@ def pack_bundle(  # noqa: PLR0913 - one argument a part of the bundle
     target = repository / spec.name / str(spec.version)
     _refuse_existing(target, repository, spec)
     _check_parts(spec, calibration, module, exported, set(tokenizers or {}))
+    if costs is not None:
+        spec = _with_cheapest_threshold(spec, reference, costs)
     with _draft_of(target) as draft:
         _write_network(draft, module, exported)
         (draft / CALIBRATION).write_text(calibration.to_json())
@@ -87,6 +107,23 @@ def _refuse_existing(target: Path, repository: Path, spec: ModelSpec) -> None:
     if target.exists():
         msg = f"{spec.name} version {spec.version} exists in {repository}; choose the next version"
         raise BundleError(msg)
+
+
+def _with_cheapest_threshold(spec: ModelSpec, reference: pd.DataFrame | None, costs: Costs) -> ModelSpec:
+    if spec.output.kind != "sigmoid" or len(spec.output.output_names) != 1:
+        msg = "costs: they choose the threshold of one sigmoid output; set `thresholds` of others in the specification"
+        raise BundleError(msg)
+    if reference is None or not {"score", "label"} <= set(reference.columns):
+        msg = "costs: the threshold is chosen on `reference`, which needs the columns score and label"
+        raise BundleError(msg)
+    scores, labels = (reference[name].to_numpy(np.float64) for name in ("score", "label"))
+    try:
+        threshold, _ = best_threshold_for_cost(scores, labels, **costs._asdict())
+    except ValueError as exc:
+        msg = f"costs: {exc}"
+        raise BundleError(msg) from exc
+    output = spec.output.model_copy(update={"threshold": min(threshold, 1.0)})
+    return spec.model_copy(update={"output": output})
 
 
 def _check_parts(
