@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ import pytest
 from agents import topics
 from app.models.runtime import ScoringModel
 from app.postprocess import sigmoid
+from app.recorded_requests import ROWS, recorded_requests
+from schemas.columns import to_python
 from tests.integration.delays_service import EVENT_US, MODEL, Deployment, put_weather
 from tests.integration.kafka_client import KafkaClient, Message
 from tests.integration.worker_process import ROOT
@@ -86,6 +89,25 @@ def test_an_offline_run_repeats_every_score_to_the_bit(service: Service, redis_u
         score = service.deployment.bundle.calibration.apply(raw)
         assert raw.tolist() == [rows[i]["raw_score"] for i in places], f"bucket {bucket}"
         assert score.tolist() == [rows[i]["score"] for i in places], f"bucket {bucket}"
+
+
+def test_the_newest_requests_of_a_model_warm_up_the_next_version(service: Service, redis_url: str) -> None:
+    """What a new version is warmed up with is what the prediction log holds, as the features were used."""
+    put_weather(redis_url, {"JFK": (EVENT_US, -3.25), "EWR": (EVENT_US - 3_000_000_000, 31.0)})
+    rows = stream_and_read(service, 600)
+    deployment = service.deployment
+    spec = deployment.spec
+    columns = asyncio.run(recorded_requests(deployment.settings.kafka, deployment.book, spec))
+    assert columns is not None
+    assert set(columns) == {f.name for f in spec.features}
+    found = [dict(zip(columns, values, strict=True)) for values in zip(*map(to_python, columns.values()), strict=True)]
+    assert len(found) >= ROWS // 2
+    known = [row["features"] for row in rows]
+    assert all(row in known for row in found), "nothing but what was asked lately"
+    inputs = ScoringModel(deployment.bundle).preprocessor.transform(columns)
+    assert len(inputs["numbers"]) == len(found)
+    other = spec.model_copy(update={"name": "somebody_else"})
+    assert asyncio.run(recorded_requests(deployment.settings.kafka, deployment.book, other)) is None
 
 
 def predict(model: ScoringModel, frame: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float32]]:
