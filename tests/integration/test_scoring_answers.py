@@ -94,7 +94,7 @@ def test_an_offline_run_repeats_every_score_to_the_bit(service: Service, redis_u
 def test_the_newest_requests_of_a_model_warm_up_the_next_version(service: Service, redis_url: str) -> None:
     """What a new version is warmed up with is what the prediction log holds, as the features were used."""
     put_weather(redis_url, {"JFK": (EVENT_US, -3.25), "EWR": (EVENT_US - 3_000_000_000, 31.0)})
-    rows = stream_and_read(service, 600)
+    rows = stream_and_read(service, 1500)
     deployment = service.deployment
     spec = deployment.spec
     columns = asyncio.run(recorded_requests(deployment.settings.kafka, deployment.book, spec))
