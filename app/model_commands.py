@@ -16,7 +16,7 @@ from app.calibration import Calibration
 from app.errors import BundleError, SluiceError, TopicError
 from app.models.bundle import parse_yaml
 from app.models.bundle_files import MAX_SPEC_BYTES, PARITY, REFERENCE
-from app.models.repository import LocalSource, Repository, configured_repository
+from app.models.repository import LocalSource, Repository, add_calibration, configured_repository
 from app.models.spec import parse_spec
 from app.settings import load_settings
 from app.text_table import aligned
@@ -162,6 +162,16 @@ def show(name: Name, version: AnyVersion = None, *, as_json: AsJson = False) -> 
         "has_parity": PARITY in spec.files,
     }
     typer.echo(json.dumps(document) if as_json else "\n".join(_show_lines(spec, document)))
+
+
+@cli.command("add-calibration")
+def add_revision(
+    name: Name, version: Version, file: Annotated[Path, typer.Argument(help="JSON, as calibration.json of a bundle")]
+) -> None:
+    """Put a calibration beside a version and print its revision; workers take the newest, or what `calibrate` says."""
+    root = _local_root(_repository())
+    revision = add_calibration(root, name, version, _calibration(file))
+    typer.echo(f"calibration {revision} of {name} version {version}")
 
 
 @cli.command()

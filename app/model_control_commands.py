@@ -63,7 +63,7 @@ def label(
     timeout: Timeout = 60,
     no_wait: NoWait = False,
 ) -> None:
-    """Move a label to a version, which must be READY: a worker on which it is not refuses and says so."""
+    """Move a label to a version; one that is not loaded is loaded first, and what cannot be loaded is refused."""
     _wish(of_label(name, label), version, timeout_s=timeout, is_awaited=not no_wait)
 
 

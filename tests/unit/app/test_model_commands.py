@@ -194,6 +194,21 @@ def test_versions_are_listed_and_shown(here: Path) -> None:
         _run("show", "nobody")
 
 
+def test_a_calibration_is_put_beside_its_version(here: Path) -> None:
+    """The next revision is printed, weights and digest stay; what is no calibration, or for nobody, is refused."""
+    folder = pack_sample(here / ".sluice/models")
+    digest = open_bundle(folder).sha256
+    (here / "new.json").write_text(Calibration("platt", a=2.0).to_json())
+    assert _run("add-calibration", "sample", 3, "new.json").output == "calibration 1 of sample version 3\n"
+    assert _run("add-calibration", "sample", 3, "new.json").output == "calibration 2 of sample version 3\n"
+    assert open_bundle(folder).sha256 == digest
+    with pytest.raises(BundleError, match="sample/9"):
+        _run("add-calibration", "sample", 9, "new.json")
+    (here / "new.json").write_text("{}")
+    with pytest.raises(BundleError, match="kind must be one of"):
+        _run("add-calibration", "sample", 3, "new.json")
+
+
 def test_what_may_be_served_is_not_removed_by_mistake(here: Path) -> None:
     """The newest, the pinned one, and any while labels cannot be looked up, only with --yes; the rest stays."""
     root = here / ".sluice/models"
