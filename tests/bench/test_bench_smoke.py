@@ -89,6 +89,7 @@ async def test_latency(bench: Bench) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 async def test_overload(bench: Bench) -> None:
     """Every request that was sent is answered, and the device saw just the rows that were scored."""
     over = (await overload.run(bench))["overload"]
@@ -104,6 +105,7 @@ async def test_replay(bench: Bench) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 async def test_delivery(bench: Bench) -> None:
     """Both modes answer everything, and a read_committed reader sees it."""
     figures = await delivery.run(bench)
@@ -111,6 +113,7 @@ async def test_delivery(bench: Bench) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 async def test_redis_faults(bench: Bench) -> None:
     """All phases are measured and every request is answered."""
     figures = await redis_faults.run(bench)
@@ -118,6 +121,7 @@ async def test_redis_faults(bench: Bench) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 async def test_memory(bench: Bench) -> None:
     """The worker's memory is seen from the first answers to the last."""
     figures = await memory.run(bench, requests=8000)
@@ -125,6 +129,7 @@ async def test_memory(bench: Bench) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 async def test_hostile(bench: Bench) -> None:
     """Some thousand hostile records of every kind: each ends in one place, unaltered, and good ones are scored."""
     figures = await hostile.run(bench)

@@ -27,6 +27,7 @@ def bench(stack: StackInfo, tmp_path: Path) -> Bench:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 async def test_swaps(bench: Bench) -> None:
     """A label moves, a new version is loaded: nobody else answers afterwards, and every row is that of its version."""
     figures = await swaps.run(bench)
@@ -36,6 +37,7 @@ async def test_swaps(bench: Bench) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 async def test_cold_start(bench: Bench) -> None:
     """The stages add up to the first score, and the cache is in the state that the table says."""
     row = (await cold_start.run(bench))["sizes"]["1 MB"]
@@ -47,6 +49,7 @@ async def test_cold_start(bench: Bench) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 async def test_mapped(bench: Bench) -> None:
     """Each of two workers bears half of the pages of the weights."""
     figures = await mapped.run(bench)
@@ -55,6 +58,7 @@ async def test_mapped(bench: Bench) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 async def test_remote(bench: Bench) -> None:
     """A broken download is not served; the next start goes on where it ended, and the one after needs nothing."""
     broken, again, cached = (await remote.run(bench))["starts"]["ranges"]
