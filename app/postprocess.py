@@ -131,6 +131,7 @@ class Postprocessor:
             BundleError: there are not as many logits in a row as outputs are declared.
 
         Example:
+            >>> from app.calibration import Calibration
             >>> from app.models.spec import Output
             >>> animal = Postprocessor(Output(kind="softmax", labels=("cat", "dog")), Calibration())
             >>> scored = animal.apply(np.log(np.array([[3.0, 1.0], [1.0, 4.0]])))

@@ -105,7 +105,7 @@ async def test_no_answer_of_the_old_version_follows_a_switch(
                 if stop.is_set():
                     return
                 await bench.submit("gggg", number % 2)
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
 
         def counts() -> list[int]:
             return [len(bench.cluster.records["scores", partition]) for partition in (0, 1)]
