@@ -121,6 +121,17 @@ class BatchConsumer(Consumer):
     def _new_consumer_thread(self) -> BatchConsumerThread:
         return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
+    async def _wait_next_records(self, timeout: float) -> tuple[Any, set[TP] | None]:  # noqa: ASYNC109
+        """What was fetched is delivered, even if its partition was paused while it was on its way.
+
+        Faust would drop it, for ``pause_partitions`` changes the very set that is looked at here; the position has
+        moved past it by then, so it would be read again after a rebalance at the earliest.
+        """
+        records, active = await super()._wait_next_records(timeout)
+        if records and active is not None:
+            active = active | (set(records) & self.assignment())
+        return records, active
+
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:  # noqa: ANN401
         if not isinstance(record, Fetch):
             return super()._to_message(tp, record)
