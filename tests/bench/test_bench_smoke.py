@@ -82,6 +82,7 @@ async def test_throughput(bench: Bench, with_store: bool) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 async def test_latency(bench: Bench) -> None:
     """Every request of the schedule gets a latency, through the echo and through the service."""
     figures = await latency.run(bench)

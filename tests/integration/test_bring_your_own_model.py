@@ -45,6 +45,7 @@ def test_every_code_block_is_a_file_or_a_command() -> None:
     assert text.count("\n```\n") == 5 + len(SHELL.findall(text)) + text.count("```text\n")
 
 
+@pytest.mark.slow  # starts a stack, two workers and a dozen commands: more than a minute
 def test_the_page_works_word_for_word(clone: Path) -> None:
     """Three packed versions, one worker, four scores, a switch of the version; and nothing is left running."""
     text = PAGE.read_text(encoding="utf-8")

@@ -52,7 +52,7 @@ class Caller:
         return next(r for r in self.deployment.kafka.read(topics.REQUESTS) if (r.partition, r.offset) == wanted)
 
 
-@pytest.fixture(scope="module", params=["at_least_once", "exactly_once"])
+@pytest.fixture(scope="module", params=["at_least_once", pytest.param("exactly_once", marks=pytest.mark.slow)])
 def caller(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bootstrap_servers: str, redis_url: str
 ) -> Iterator[Caller]:

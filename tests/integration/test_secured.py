@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from schemas.records import RecordBatch
 
 pytestmark = [
+    pytest.mark.slow,  # brokers of its own, a minute
     pytest.mark.integration,
     pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate"),
 ]

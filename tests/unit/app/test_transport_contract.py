@@ -72,6 +72,7 @@ SIGNATURES: dict[str, tuple[Any, list[str]]] = {
     ),
     "AIOKafkaConsumerThread.call_thread": (AIOKafkaConsumerThread.call_thread, ["self", "fun", "args", "kwargs"]),
     "Consumer._new_consumer_thread": (Consumer._new_consumer_thread, ["self"]),
+    "Consumer._wait_next_records": (Consumer._wait_next_records, ["self", "timeout"]),
     "Consumer._to_message": (Consumer._to_message, ["self", "tp", "record"]),
     "Consumer._commit": (Consumer._commit, ["self", "offsets"]),
     "Schema.decode": (faust.Schema.decode, ["self", "app", "message", "propagate"]),
@@ -172,6 +173,23 @@ def test_every_private_name_that_is_used_is_listed_here() -> None:
     }
     assert len(used) > 10
     assert {name for name in used if re.search(rf"(?<!\w){name}\b", here) is None} == set()
+
+
+async def test_what_was_fetched_is_delivered_though_its_partition_was_paused_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a partition that is still ours; of one that was taken away nothing is delivered."""
+    active = {TP("t", 0), TP("t", 1)}
+
+    async def fetch(self: Consumer, timeout: float) -> tuple[Any, set[TP]]:  # noqa: ASYNC109, ARG001
+        active.clear()  # as ``pause_partitions`` does, in the very set that Faust looks at afterwards
+        return {TP("t", 0): ["a"], TP("t", 9): ["b"]}, active
+
+    monkeypatch.setattr(Consumer, "_wait_next_records", fetch)
+    consumer = object.__new__(BatchConsumer)
+    monkeypatch.setattr(BatchConsumer, "assignment", lambda _: {TP("t", 0), TP("t", 1)})
+    records, delivered = await consumer._wait_next_records(1.0)
+    assert set(records) & delivered == {TP("t", 0)}
 
 
 def test_the_transport_is_built_from_our_classes() -> None:
