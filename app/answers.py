@@ -148,7 +148,7 @@ class AnswerWriter:
             "score": NumberColumn(scored.score),
             "outputs": ListColumn(
                 np.arange(count + 1) * scored.outputs.shape[1],
-                NumberColumn(np.ascontiguousarray(scored.outputs).ravel()),
+                NumberColumn(scored.outputs.ravel()),
             ),
             "decision": TextColumn.from_codes(scored.decision + 1, labels),
             "threshold": _even(scored.threshold),

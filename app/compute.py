@@ -101,7 +101,7 @@ def _predict(
     except Exception as exc:  # noqa: BLE001 - a model may raise anything; it must cost one row, not the worker
         if count == 1:
             fault = Fault("inference", type(exc).__name__, f"the model raised {type(exc).__name__} on this row")
-            return np.full(_shape(scorer, 1), np.nan, np.float32), np.ones(1, np.int32), {start: fault}
+            return np.full(_lone_shape(scorer), np.nan, np.float32), np.ones(1, np.int32), {start: fault}
         return _both(scorer, inputs, (start, start + count // 2, end))
     return logits, np.full(len(logits), bucket, np.int32), {}
 
@@ -114,9 +114,9 @@ def _both(
     return np.concatenate([left[0], right[0]]), np.concatenate([left[1], right[1]]), left[2] | right[2]
 
 
-def _shape(scorer: ScoringModel, rows: int) -> tuple[int, ...]:
+def _lone_shape(scorer: ScoringModel) -> tuple[int, ...]:
     width = len(scorer.spec.output.output_names)
-    return (rows,) if width == 1 else (rows, width)
+    return (1,) if width == 1 else (1, width)
 
 
 def _drop_unscored(batch: MicroBatch, unscored: NDArray[np.bool_], faults: dict[int, Fault]) -> None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from app.microbatch import MicroBatch
     from app.models.live import LiveModel
-    from app.models.runtime import ScoringModel
 
 INLINE_S = 0.0003
 """A micro-batch that takes the CPU for less than this is computed on the event loop: to hand it to another thread and
@@ -44,13 +43,11 @@ class Lanes:
 
     Args:
         count: instances of each model.
-        on_device_lost: called when an instance has lost its device; returns the model's instances from then on.
+        on_device_lost: called when an instance has lost its device; gives the model others, or raises.
 
     """
 
-    def __init__(
-        self, count: int, *, on_device_lost: Callable[[LiveModel, DeviceLost], Awaitable[tuple[ScoringModel, ...]]]
-    ) -> None:
+    def __init__(self, count: int, *, on_device_lost: Callable[[LiveModel, DeviceLost], Awaitable[None]]) -> None:
         self._lanes = [Lane(i, ThreadPoolExecutor(1, thread_name_prefix=f"compute-{i}")) for i in range(count)]
         for lane in self._lanes:
             lane.idle.set()

@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from app.models.manager import ModelManager
     from app.models.policy import VersionPolicy
     from app.models.repository import Repository
-    from app.models.runtime import ScoringModel
     from app.views_models import ModelsView
     from schemas.records import RecordBatch
 
@@ -99,7 +98,7 @@ def build_scoring(settings: Settings) -> SluiceApp:
     start.ended("import")
     policies = version_policies(settings.models)
     set_compute_threads(settings.models.threads)
-    load_architecture_modules(settings.models.architectures.replace(",", " ").split())
+    load_architecture_modules(settings.models.architecture_modules)
     app = make_app(settings, "scoring", [topics.REQUESTS])
     metrics = Metrics(settings.budget, now_s=time.monotonic)
     producer = OutputProducer(settings.kafka, client_id=f"{settings.deployment}-scoring")
@@ -111,10 +110,9 @@ def build_scoring(settings: Settings) -> SluiceApp:
     delivery = make_delivery(settings, app.conf.id, producer, ledger, metrics)
     loader = LiveLoader(settings, book, store, metrics)
 
-    async def go_elsewhere(live: LiveModel, lost: DeviceLost) -> tuple[ScoringModel, ...]:
+    async def go_elsewhere(live: LiveModel, lost: DeviceLost) -> None:
         scorers = await asyncio.to_thread(loader.elsewhere, live, lost)
         manager.replace_scorers(live, scorers, f"serving on the CPU: {lost}")
-        return scorers
 
     pipeline = ScoringPipeline(
         decoder=RequestDecoder(book, max_request_bytes=settings.delivery.max_request_bytes),
@@ -130,7 +128,6 @@ def build_scoring(settings: Settings) -> SluiceApp:
         on_hold=partial(hold_consumer, app),
         metrics=metrics,
         on_failure=end_process,
-        max_batch_size=settings.batching.max_batch_size,
         max_queued_rows=settings.batching.max_queued_rows,
         max_in_flight_batches=settings.batching.max_in_flight_batches,
     )
@@ -163,13 +160,12 @@ def make_manager(
 ) -> ModelManager:
     """The manager of a worker's models; nothing is loaded yet."""
     from app.models.manager import ModelManager  # noqa: PLC0415 - see build_scoring
-    from app.models.version_loader import Loader, VersionLoader  # noqa: PLC0415
+    from app.models.version_loader import VersionLoader  # noqa: PLC0415
 
     models = settings.models
-    parts = Loader(loader.devices, loader.map, loader.warm, loader.recorded)
     return ModelManager(
         policies,
-        VersionLoader(repository, parts, max_run_ms=models.max_run_ms),
+        VersionLoader(repository, loader, max_run_ms=models.max_run_ms),
         poll_s=models.poll_s,
         memory_bytes=None if models.memory_mb is None else int(models.memory_mb * 2**20),
         switch=pipeline.switch,

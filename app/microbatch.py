@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -56,15 +56,7 @@ class Predictions:
 
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """Those of some rows."""
-        scored = replace(
-            self.scored,
-            raw=self.scored.raw[rows],
-            score=self.scored.score[rows],
-            outputs=self.scored.outputs[rows],
-            decision=self.scored.decision[rows],
-            threshold=self.scored.threshold[rows],
-        )
-        return Predictions(scored, self.bucket[rows], self.device)
+        return Predictions(self.scored.take(rows), self.bucket[rows], self.device)
 
 
 @dataclass(slots=True)

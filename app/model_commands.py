@@ -195,7 +195,7 @@ def _load_architectures(settings: Settings) -> None:
     """Networks of the operator's own, before a bundle that names one is loaded."""
     from app.models.architectures import load_architecture_modules  # noqa: PLC0415 - brings torch, see pack
 
-    load_architecture_modules(settings.models.architectures.replace(",", " ").split())
+    load_architecture_modules(settings.models.architecture_modules)
 
 
 def _local_root(repository: Repository) -> Path:

@@ -80,7 +80,6 @@ class ScoringPipeline:
         metrics: counted per micro-batch.
         on_failure: called once with the first unexpected error; must end the process.
         lanes: where micro-batches compute.
-        max_batch_size: rows of a micro-batch at most; the default model's largest bucket bounds it too.
         max_queued_rows: above it ``submit`` waits.
         max_in_flight_batches: micro-batches that await their acknowledgement.
         now_s: monotonic seconds.
@@ -102,7 +101,6 @@ class ScoringPipeline:
         metrics: Metrics,
         on_failure: Callable[[BaseException], None],
         lanes: Lanes,
-        max_batch_size: int,
         max_queued_rows: int,
         max_in_flight_batches: int,
         now_s: Callable[[], float] = time.monotonic,
@@ -114,7 +112,7 @@ class ScoringPipeline:
         self.recent = recent
         self.circuit, self._on_hold = circuit, on_hold
         self._on_failure, self._lanes = on_failure, lanes
-        self._max_batch_size = max_batch_size
+        self._max_batch_size = batcher.max_batch_size  # before any model bounds it
         self._max_queued_rows = max_queued_rows
         self._now_s, self._wall_s = now_s, wall_s
         self._arrived, self._room, self._quiet = asyncio.Event(), asyncio.Event(), asyncio.Event()

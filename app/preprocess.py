@@ -117,11 +117,6 @@ class Preprocessor:
         shapes = {name: TextShape(text.max_tokens, text.vocabulary_size) for name, text in self._texts.items()}
         self.layout = InputLayout(at, tuple(index.size for _, index in self._coded), shapes)
 
-    @property
-    def number_width(self) -> int:
-        """Columns of ``numbers``."""
-        return self.layout.number_width
-
     def transform(self, features: dict[str, Column]) -> Inputs:
         """The network's inputs.
 

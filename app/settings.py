@@ -163,6 +163,11 @@ class ModelSettings(_Group):
         ""
     )
 
+    @property
+    def architecture_modules(self) -> list[str]:
+        """``architectures``, one by one."""
+        return self.architectures.replace(",", " ").split()
+
 
 class DeliverySettings(_Group):
     """What a failure may repeat, and when offsets are committed."""

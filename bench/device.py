@@ -64,7 +64,7 @@ async def _compare(bundle: Bundle, device: str, batch: int, rows: int, rounds: i
     model = TimedModel(bundle, device)
     model.warm_up()
     keys, values = make_requests(bundle, 0, rows)
-    numbers = np.random.default_rng(0).normal(size=(batch, model.preprocessor.number_width)).astype(np.float32)
+    numbers = np.random.default_rng(0).normal(size=(batch, model.preprocessor.layout.number_width)).astype(np.float32)
     piped, bare, busy, cpu = [], [], [], []
     for _ in range(rounds):
         bare.append(_bare(model, numbers, rows))

@@ -107,7 +107,7 @@ def make_pipeline(
     def fail(error: BaseException) -> None:
         raise SystemExit(repr(error))
 
-    async def stop(_live: LiveModel, lost: DeviceLost) -> tuple[ScoringModel, ...]:
+    async def stop(_live: LiveModel, lost: DeviceLost) -> None:
         raise lost
 
     return kind(
@@ -122,7 +122,6 @@ def make_pipeline(
         on_hold=lambda _: None,
         metrics=metrics,
         on_failure=fail,
-        max_batch_size=largest,
         max_queued_rows=32_768,
         max_in_flight_batches=16,
     )

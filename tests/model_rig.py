@@ -15,7 +15,7 @@ from app.models.manager import ModelManager
 from app.models.policy import parse_policies
 from app.models.repository import open_repository
 from app.models.trust import TrustStore
-from app.models.version_loader import Loader, VersionLoader
+from app.models.version_loader import VersionLoader
 from app.settings import BudgetSettings, Settings
 from schemas.registry import SchemaBook
 from tests.fakes import FakeClock, MemoryStore
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 NAME = "sample"
 """The default model."""
+
+
+class _WithoutLog(LiveLoader):
+    """As a worker's, where there is no prediction log."""
+
+    async def recorded(self, spec: ModelSpec) -> None:
+        """Nothing."""
 
 
 class Rig:
@@ -50,19 +57,15 @@ class Rig:
         self.control = ControlState.empty()
         self._folder = folder
         book, metrics = SchemaBook(SCHEMAS), Metrics(BudgetSettings(), now_s=FakeClock())
-        live_loader = LiveLoader(Settings(), book, MemoryStore(), metrics)
-        parts = Loader(live_loader.devices, live_loader.map, live_loader.warm, self._recorded)
+        loader = _WithoutLog(Settings(), book, MemoryStore(), metrics)
         self.repository = open_repository(self.root, cache=folder / "cache", trust=TrustStore(folder / "trust.json"))
         self.manager = ModelManager(
             parse_policies(serve),
-            VersionLoader(self.repository, parts, max_run_ms=10_000),
+            VersionLoader(self.repository, loader, max_run_ms=10_000),
             poll_s=poll_s,
             memory_bytes=memory_bytes,
             switch=self._switch,
         )
-
-    async def _recorded(self, _spec: ModelSpec) -> None:
-        """There is no prediction log."""
 
     async def _switch(self, table: LiveTable[LiveModel]) -> bool:
         await asyncio.sleep(0)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -16,7 +15,7 @@ from app.models.lifecycle import Event
 from app.models.tracked import close
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from app.models.bundle import Bundle
     from app.models.control import ControlState
@@ -47,22 +46,20 @@ class Bundles(Protocol):
         """The verified bundle."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loader:
-    """How a bundle becomes a live model; the composition root knows the parts.
+class Loader(Protocol):
+    """How a bundle becomes a live model; ``app.models.live_loader`` has one."""
 
-    Attributes:
-        devices: where the instances of a model go.
-        map: loads the network on its devices; blocking.
-        warm: runs every bucket, with recorded requests if there are any; returns seconds by bucket; blocking.
-        recorded: newest requests of a model, as columns by feature; None: there are none.
+    def devices(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Where the instances of a model go."""
 
-    """
+    def map(self, bundle: Bundle) -> LiveModel:
+        """Load the network on its devices; blocks."""
 
-    devices: Callable[[ModelSpec], tuple[str, ...]]
-    map: Callable[[Bundle], LiveModel]
-    warm: Callable[[LiveModel, Recorded | None], dict[int, float]]
-    recorded: Callable[[ModelSpec], Awaitable[Recorded | None]]
+    def warm(self, live: LiveModel, recorded: Recorded | None) -> dict[int, float]:
+        """Run every bucket, with recorded requests if there are any; returns seconds by bucket; blocks."""
+
+    async def recorded(self, spec: ModelSpec) -> Recorded | None:
+        """The newest requests of a model, as columns by feature; None: there are none."""
 
 
 class VersionLoader:

@@ -100,7 +100,6 @@ class Bench:
             on_hold=self.holds.append,
             metrics=self.metrics,
             on_failure=self.failures.append,
-            max_batch_size=self.max_batch_size,
             max_queued_rows=self.max_queued_rows,
             max_in_flight_batches=self.max_in_flight_batches,
             **clocks,
@@ -110,12 +109,11 @@ class Bench:
         self.pipeline.start()
         return self
 
-    async def on_device_lost(self, live: LiveModel, lost: DeviceLost) -> tuple[ScoringModel, ...]:
-        """The instances that take over; none: the loss is fatal."""
+    async def on_device_lost(self, live: LiveModel, lost: DeviceLost) -> None:
+        """The spare instances take over; without any the loss is fatal."""
         if not self.spare:
             raise lost
         live.scorers = self.spare
-        return self.spare
 
     async def __aexit__(self, *_: object) -> None:
         for topic in ("scores", "predictions-log", DLQ):

@@ -48,7 +48,7 @@ def model(bundle: Bundle) -> ScoringModel:
 
 def _inputs(model: ScoringModel, rows: int, seed: int = 1) -> Inputs:
     generator = np.random.default_rng(seed)
-    numbers = generator.normal(size=(rows, model.preprocessor.number_width)).astype(np.float32)
+    numbers = generator.normal(size=(rows, model.preprocessor.layout.number_width)).astype(np.float32)
     return {"numbers": numbers, "codes": generator.integers(0, 4, (rows, 1))}
 
 
