@@ -123,7 +123,7 @@ class ScoringPipeline:
         self._acks: set[asyncio.Task[None]] = set()
         self._stages: list[asyncio.Task[None]] = []
         self._unanswered = 0
-        self._taken = 0
+        self._taken = self._emitted = 0  # offsets, without those that were given back
         self._progress = asyncio.Event()
         self._draining = self._is_paused = False
         self.failure: BaseException | None = None
@@ -211,8 +211,9 @@ class ScoringPipeline:
         model delays neither a rebalance nor a stop.
         """
         async with self._decoding:  # what is left of a segment shows once it is decoded
-            for piece in self._batcher.give_back():
-                self._unanswered -= offsets_left(piece)
+            given_back = sum(map(offsets_left, self._batcher.give_back()))
+            self._unanswered -= given_back
+            self._taken -= given_back
         self._room.set()
         self._note_progress()
         return await self.drain(timeout_s)
@@ -220,10 +221,12 @@ class ScoringPipeline:
     async def switch(self, table: LiveTable[LiveModel]) -> bool:
         """Let another table answer from the next decoded record on; returns when no answer by the old one can come.
 
-        Micro-batches that are under way keep the models that they were formed with.
+        Micro-batches that are under way keep the models that they were formed with. They leave in the order of arrival,
+        but each partition's brokers acknowledge at their own pace: newer answers may be acknowledged before older ones.
 
         Returns:
-            False when rows from before still wait after ``SWITCH_TIMEOUT_S``: the old models must stay loaded.
+            False when rows from before still wait after ``SWITCH_TIMEOUT_S``, or the pipeline has failed: the old
+            models must stay loaded.
 
         """
         champion = table.champion
@@ -233,13 +236,15 @@ class ScoringPipeline:
         before = self._taken
         try:
             async with asyncio.timeout(SWITCH_TIMEOUT_S):
-                while self._taken - self._unanswered < before and self.failure is None:
+                while self._emitted < min(before, self._taken) and self.failure is None:
                     self._progress.clear()
                     await self._progress.wait()
+                if self._acks:
+                    await asyncio.wait(set(self._acks))
         except TimeoutError:
             log.warning("rows from before a switch of models still wait after %.0f s", SWITCH_TIMEOUT_S)
             return False
-        return True
+        return self.failure is None
 
     def _note_progress(self) -> None:
         self._progress.set()
@@ -264,6 +269,7 @@ class ScoringPipeline:
             self.failure = exc
             log.critical("scoring stops: %r", exc, exc_info=exc)
             self._room.set()
+            self._progress.set()
             self._on_failure(exc)
 
     async def _form(self) -> None:
@@ -386,9 +392,11 @@ class ScoringPipeline:
                 source = (raw.topic, raw.partition)
                 futures = await self._delivery.send(source, part.first_offset, part.next_offset, boxes)
                 sent.append((part, futures))
+                self._emitted += part.next_offset - part.first_offset
             task = asyncio.create_task(self._guarded(self._acknowledge(fired, timings, sent)))
             self._acks.add(task)
             task.add_done_callback(self._acks.discard)
+            self._progress.set()
 
     def _encode(self, fired: Fired, served_at_us: int) -> tuple[list[bytes], list[bytes], list[Timings]]:
         """Answers of all requests and evidence of the live ones, in order, and the timings of each model's rows."""

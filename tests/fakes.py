@@ -73,10 +73,12 @@ class MemoryCluster:
         self.fails_on: str | None = None
         self._batch_bytes = batch_bytes
         self._held: dict[str, list[asyncio.Future[None]]] = {}
+        self._held_partition: int | None = None
 
-    def hold(self, topic: str) -> None:
-        """Acknowledge nothing of a topic until it is released."""
+    def hold(self, topic: str, partition: int | None = None) -> None:
+        """Acknowledge nothing of a topic, or of one partition of it, until the topic is released."""
         self._held.setdefault(topic, [])
+        self._held_partition = partition
 
     def release(self, topic: str) -> None:
         """Acknowledge what was held back, and what follows."""
@@ -102,7 +104,7 @@ class MemoryCluster:
         sent = _read(builder)
         self.records[topic, partition] += sent
         self.batches[topic, partition].append(len(sent))
-        if topic in self._held:
+        if topic in self._held and self._held_partition in {None, partition}:
             self._held[topic].append(future)
         else:
             future.set_result(None)

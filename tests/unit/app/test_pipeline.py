@@ -185,9 +185,10 @@ def make_bench(
     return make
 
 
-async def _until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a state of many parts."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for is the state of many parts, not an event
+        while not condition():  # noqa: ASYNC110 - no event stands for it
             await asyncio.sleep(0.001)
 
 
@@ -231,7 +232,7 @@ async def test_nothing_is_committable_before_the_broker_has_all_of_it(make_bench
             bench.cluster.hold(held)
             await bench.submit("gdgi")
             others = {"scores", "predictions-log", DLQ} - {held}
-            await _until(lambda: all(bench.cluster.topic(topic) for topic in others))  # noqa: B023
+            await until(lambda: all(bench.cluster.topic(topic) for topic in others))  # noqa: B023
             await asyncio.sleep(0.02)
             assert bench.ledger.committable() == {}
             assert not await bench.pipeline.drain(0.01)
@@ -245,7 +246,7 @@ async def test_drained_means_every_part_is_acknowledged(make_bench: Callable[...
     async with make_bench() as bench:
         bench.cluster.hold("predictions-log")
         await bench.submit("g" * 8 + "i" * 8)  # the second micro-batch has no evidence to wait for
-        await _until(lambda: len(bench.answered(0)) == 16)
+        await until(lambda: len(bench.answered(0)) == 16)
         await asyncio.sleep(0.02)
         assert bench.ledger.committable() == {}
         assert not await bench.pipeline.drain(0.01)
@@ -303,7 +304,7 @@ async def test_an_error_in_any_stage_commits_nothing_past_it(
                 with_error += 1
             await asyncio.sleep(0.002)
             bench.assert_nothing_unanswered_is_committable()
-        await _until(lambda: bool(bench.failures))
+        await until(lambda: bool(bench.failures))
         await asyncio.sleep(0.02)
         assert [type(failure) for failure in bench.failures] == [Boom]
         assert isinstance(bench.pipeline.failure, Boom)
@@ -328,7 +329,7 @@ async def test_a_record_that_the_broker_refuses_stops_everything(make_bench: Cal
                 await bench.submit("gdgi")
             except DeliveryError:
                 break
-        await _until(lambda: bool(bench.failures))
+        await until(lambda: bool(bench.failures))
         await asyncio.sleep(0.02)
         assert [type(failure) for failure in bench.failures] == [DeliveryError]
         assert bench.ledger.committable() == {(TOPIC, 0): 4}
