@@ -79,7 +79,7 @@ def _answers(records: Sequence[ConsumerRecord], decoder: Decoder) -> list[Answer
         ids, scores = to_python(columns.fields["request_id"]), to_python(columns.fields["score"])
         statuses = to_python(columns.fields["status"]) if "status" in columns.fields else [""] * len(part)
         found += [
-            Answer(source_of(record), record.partition, record.offset, named, status, score)
+            Answer(source_of(record), record.partition, record.offset, named, status, score, record.timestamp)
             for record, named, status, score in zip(part, ids, statuses, scores, strict=True)
         ]
     return found

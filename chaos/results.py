@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import statistics
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,15 +54,20 @@ def page(results: list[dict[str, Any]]) -> str:
         "", f"{passed} of {len(results)} runs kept every promise.", "",
     ]  # fmt: skip
     lines += _table(
-        ("scenario", "mode", "seeds", "requests", "lost", "doubled", "by the mark", "out of order",
-         "of two attempts", "bit-equal", "kept"),
+        ("scenario", "mode", "seeds", "kills", "requests", "lost", "doubled", "by the mark", "out of order",
+         "of two attempts", "work repeated", "bit-equal", "slowest stop", "kept"),
         [row for stage in SCENARIOS for mode in ("at_least_once", "exactly_once")
          if (row := _row(stage.name, mode, results))],
     )  # fmt: skip
-    lines += ["", "*doubled*: records on `scores` beyond one a request, as a reader sees them that looks at no mark.",
+    lines += ["", "*kills*: workers ended by `kill -9`; servers are killed besides.",
+              "*doubled*: records on `scores` beyond one a request, as a reader sees them that looks at no mark.",
               "*by the mark*: what is left of them for a reader that drops by `x-src`.",
               "*of two attempts*: answers whose evidence a later attempt wrote, when the store had other rows; only",
-              "`exactly_once` excludes them."]  # fmt: skip
+              "`exactly_once` excludes them.",
+              "*work repeated*: how often a redelivery repeated answers, and how many seconds of work, median and longest:",
+              "what was answered and not yet committed, every 100 ms unless no commit gets through.",
+              "*slowest stop*: of workers that were asked to end (SIGTERM), the longest time to the end, of how many;",
+              "the drain, the farewell to the group and the end of the interpreter are in it."]  # fmt: skip
     lines += ["", "## What each scenario does", "", *(f"* `{s.name}`: {s.sentence}" for s in SCENARIOS)]
     broken = [each for each in results if each["problems"]]
     if broken:
@@ -83,16 +90,42 @@ def _row(name: str, mode: str, results: list[dict[str, Any]]) -> tuple[object, .
     return (
         f"`{name}`",
         mode.replace("_", " "),
-        ", ".join(str(each["seed"]) for each in mine),
+        _ranges([each["seed"] for each in mine]),
+        sum(codes.count(-signal.SIGKILL) for each in mine for codes in each["figures"].get("exits", {}).values()),
         f"{sum(each['requests'] for each in figures):,}",
         sum(each["lost"] for each in scores),
         f"{sum(each['doubled'] for each in scores):,}",
         sum(each["doubled_by_mark"] for each in scores),
         sum(each["out_of_order"] for each in scores),
         f"{sum(each['of_two_attempts'] for each in figures):,}",
+        _repeated([each["repeated_work_s"] for each in figures if "repeated_work_s" in each]),
         f"{bit_equal:,} of {logged:,}",
+        _slowest([s for each in mine for many in each["figures"].get("stop_seconds", {}).values() for s in many]),
         f"{sum(not each['problems'] for each in mine)} of {len(mine)}",
     )
+
+
+def _ranges(seeds: list[int]) -> str:
+    """Runs of seeds that follow one another as ``first-last``."""
+    runs: list[list[int]] = []
+    for seed in sorted(seeds):
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _repeated(works: list[dict[str, float]]) -> str:
+    times = sum(work["times"] for work in works)
+    if not times:
+        return ""
+    median = statistics.median(work["median"] for work in works if work["times"])
+    return f"{times:.0f} times, {median:.2f} and {max(work['longest'] for work in works):.2f} s"
+
+
+def _slowest(seconds: list[float]) -> str:
+    return f"{max(seconds):.1f} s of {len(seconds)}" if seconds else ""
 
 
 def _origin(results: list[dict[str, Any]]) -> list[str]:

@@ -108,6 +108,7 @@ async def _harm_and_judge(world: World, result: Result) -> None:
         await _judge_monitors(world, result)
     result.figures["exits"] = {w.name: list(w.exit_codes) for w in (*world.workers, *world.monitors) if w.exit_codes}
     codes = await world.drain()
+    result.figures["stop_seconds"] = {worker.name: worker.stop_seconds for worker in world.workers}
     result.problems += [f"{name} ended with {code} when asked to end" for name, code in codes.items() if code]
     result.problems += [f"the load failed: {failure}" for failure in world.load.failures[:3]]
     found = await evidence.gather(world.judge, world.load, world.workload, world.commits)

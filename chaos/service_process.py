@@ -41,6 +41,7 @@ class ServiceProcess:
     Attributes:
         is_wanted: whether it is started again when it ends.
         exit_codes: of the processes that ended by themselves, or were killed, in order.
+        stop_seconds: from each SIGTERM to the end of the process.
 
     """
 
@@ -51,6 +52,7 @@ class ServiceProcess:
         self.is_wanted = True
         self.is_frozen = False
         self.exit_codes: list[int] = []
+        self.stop_seconds: list[float] = []
         self.start_count = 0
         self._folder, self._log = folder, folder / f"{name}.log"
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
@@ -113,7 +115,9 @@ class ServiceProcess:
         if process is None:
             return self.exit_codes[-1] if self.exit_codes else 0
         self._send(signal.SIGTERM)
+        asked_s = time.monotonic()
         await until(lambda: process.poll() is not None, f"{self.name} to end after SIGTERM", timeout_s=timeout_s)
+        self.stop_seconds.append(round(time.monotonic() - asked_s, 1))
         return int(process.returncode)
 
     def end(self) -> None:

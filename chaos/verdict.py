@@ -5,6 +5,7 @@ Pure: records in, findings out.
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -29,6 +30,7 @@ class Answer:
         request_id: that it names; empty on a dead letter.
         status: of a score; empty otherwise.
         score: None when there is none.
+        sent_ms: when its producer sent it, Unix time.
 
     """
 
@@ -38,6 +40,7 @@ class Answer:
     request_id: str = ""
     status: str = ""
     score: float | None = None
+    sent_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,39 @@ def without_redelivered(answers: Sequence[Answer]) -> list[Answer]:
     return kept
 
 
+def repeated_spans_s(answers: Sequence[Answer]) -> list[float]:
+    """For each redelivery that repeated answers, the seconds of work that it repeated.
+
+    That is from the first to the last of the answers that were there already: what a worker had answered and not
+    committed when it ended.
+
+    Example:
+        >>> first = [Answer((0, n), 0, n, sent_ms=1000 + 10 * n) for n in range(4)]
+        >>> again = [Answer((0, n), 0, n + 3, sent_ms=9000) for n in range(1, 6)]
+        >>> repeated_spans_s([*first, *again])
+        [0.02]
+
+    """
+    spans: list[float] = []
+    for partition in sorted({answer.source[0] for answer in answers}):
+        sent_ms: dict[int, int] = {}
+        repeated: list[int] = []
+        for answer in (each for each in answers if each.source[0] == partition):
+            offset = answer.source[1]
+            if offset in sent_ms and not (repeated and offset <= repeated[-1]):
+                repeated.append(offset)
+                continue
+            spans += _span_s(repeated, sent_ms)
+            repeated = [offset] if offset in sent_ms else []
+            sent_ms.setdefault(offset, answer.sent_ms)
+        spans += _span_s(repeated, sent_ms)
+    return spans
+
+
+def _span_s(repeated: list[int], sent_ms: Mapping[int, int]) -> list[float]:
+    return [(sent_ms[repeated[-1]] - sent_ms[repeated[0]]) / 1000] if repeated else []
+
+
 def judge(evidence: Evidence, mode: Mode) -> Verdict:
     """Hold the evidence against what the delivery mode promises."""
     verdict = Verdict()
@@ -129,12 +165,22 @@ def judge(evidence: Evidence, mode: Mode) -> Verdict:
     scores = _judge_topic(verdict, "scores", evidence.scores, decodable, mode)
     scored = {place for place, answer in scores.items() if answer.status in {"OK", "DEGRADED"}}
     predictions = _judge_topic(verdict, "predictions-log", evidence.predictions, scored, mode)
+    figures["repeated_work_s"] = _repeated_work(repeated_spans_s(evidence.scores))
     figures["statuses"] = dict(Counter(answer.status for answer in scores.values()))
     _judge_values(verdict, evidence, scores)
     _judge_pairs(verdict, evidence, scores, predictions, mode)
     _judge_dead_letters(verdict, evidence, poison, scores, mode)
     _judge_commits(verdict, evidence)
     return verdict
+
+
+def _repeated_work(spans_s: list[float]) -> dict[str, float]:
+    """At least once: no more than one commit interval, unless commits could not get through."""
+    return {
+        "times": len(spans_s),
+        "median": round(statistics.median(spans_s), 3) if spans_s else 0.0,
+        "longest": round(max(spans_s, default=0.0), 3),
+    }
 
 
 def _judge_topic(

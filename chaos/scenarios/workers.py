@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 from chaos.evidence import served_span_s
@@ -17,14 +16,12 @@ if TYPE_CHECKING:
 @scenario("kill-loop", workers=3)
 async def kill_loop(world: World) -> None:
     """A serving worker is killed (-9) in mid-stream, again and again, poison in the stream."""
-    kills = world.pick(short=12, long=200)
-    for _ in range(kills):
+    for _ in range(world.pick(short=12, long=200)):
         victim = await world.serving_worker()
         await world.progress(20)
         await world.pause(0.0, 0.3)
         victim.kill()
         await world.look_at_commits()
-    world.extra["kills"] = kills
 
 
 @scenario("zombie", workers=2)
@@ -77,7 +74,6 @@ async def sigterm_loop(world: World) -> None:
 @scenario("sigterm-in-outage", workers=2)
 async def sigterm_in_outage(world: World) -> None:
     """A worker is asked to end while the broker is gone, and while the group forms anew after its return."""
-    seconds = []
     for turn in range(world.pick(short=2, long=6)):
         worker = await world.serving_worker()
         await world.progress(20)
@@ -86,12 +82,9 @@ async def sigterm_in_outage(world: World) -> None:
         if turn % 2:
             await restart
             await world.pause(0.0, 1.0)
-        started_s = time.monotonic()
         try:
             await worker.terminate()
         finally:
-            seconds.append(round(time.monotonic() - started_s, 1))
-            world.extra["seconds_to_end"] = seconds
             await restart
             worker.is_wanted = True
         await world.progress(20)
