@@ -64,7 +64,7 @@ def page(results: list[dict[str, Any]]) -> str:
               "*by the mark*: what is left of them for a reader that drops by `x-src`.",
               "*of two attempts*: answers whose evidence a later attempt wrote, when the store had other rows; only",
               "`exactly_once` excludes them.",
-              "*work repeated*: how often a redelivery repeated answers, and how many seconds of work, median and longest:",
+              "*work repeated*: how often answers were repeated, and how many seconds of work, median and longest:",
               "what was answered and not yet committed, every 100 ms unless no commit gets through.",
               "*slowest stop*: of workers that were asked to end (SIGTERM), the longest time to the end, of how many;",
               "the drain, the farewell to the group and the end of the interpreter are in it."]  # fmt: skip
