@@ -1,4 +1,4 @@
-"""Delivery under faults, in simulated time: the real ledger and lanes, thousands of seeds, and mutants that must fail.
+"""Delivery under faults, in simulated time: the real ledger and lanes, 100,000 seeds, and mutants that must fail.
 
 A failing seed is shown by ``python -m tests.simulation.delivery --seed N --trace``; more seeds: ``make simulate``.
 """
@@ -10,7 +10,7 @@ import pytest
 from tests.simulation.delivery.mutants import MUTANTS
 from tests.simulation.delivery.run import advice, problem_of, run_campaign, run_seeds, trace
 
-SEEDS = 24_000
+SEEDS = 100_000
 PROCESSES = 2
 MUTANT_SEEDS = 3000
 """The rarest mistake shows in about one of 350 runs."""
