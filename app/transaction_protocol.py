@@ -219,18 +219,28 @@ def _end(request: Any) -> _Request:  # noqa: ANN401
 
 
 def _old_produce_answer(answer: Any) -> Any:  # noqa: ANN401
-    topics = [(topic, [fields[:-1] for fields in partitions]) for topic, partitions, _ in answer.topics]
+    """Records that meet a busy coordinator were not written; aiokafka sends them again in their place."""
+    topics = [
+        (topic, [(place, _known(code), *fields[:-1]) for place, code, *fields in partitions])
+        for topic, partitions, _ in answer.topics
+    ]
     return SimpleNamespace(API_VERSION=8, topics=topics)
 
 
 def _old_offsets_answer(answer: Any) -> Any:  # noqa: ANN401
-    """That the coordinator is busy with the transaction is new to aiokafka; it knows a coordinator that is loading."""
-    busy, loading = ConcurrentTransactions.errno, CoordinatorLoadInProgressError.errno
     errors = [
-        (topic, [(place, loading if code == busy else code) for place, code, _ in partitions])
-        for topic, partitions, _ in answer.errors
+        (topic, [(place, _known(code)) for place, code, _ in partitions]) for topic, partitions, _ in answer.errors
     ]
     return SimpleNamespace(errors=errors)
+
+
+def _known(code: int) -> int:
+    """An error code as aiokafka takes it where a transaction is added to.
+
+    That the coordinator is still busy with the transaction before is new to it there, and would be fatal; it knows to
+    wait for a coordinator that is loading.
+    """
+    return CoordinatorLoadInProgressError.errno if code == ConcurrentTransactions.errno else code
 
 
 _PRODUCE = _Kind(

@@ -126,7 +126,7 @@ async def test_the_next_transaction_has_a_new_epoch() -> None:
 
 
 async def test_answers_have_the_shape_that_aiokafka_reads() -> None:
-    """Seven fields a partition; offsets that meet a busy coordinator are tried again, as with one that is loading."""
+    """Seven fields a partition; what meets a busy coordinator is tried again, as with one that is loading."""
     brokers = Brokers()
     producer, _ = await _prepared(brokers)
     answer = await producer.client.send(1, _produce(SCORES, LOG))
@@ -136,6 +136,7 @@ async def test_answers_have_the_shape_that_aiokafka_reads() -> None:
     for code, told in ((BUSY, LOADING), (FENCED, FENCED)):
         brokers.code = code
         assert (await producer.client.send(1, _offsets())).errors == [("in", [(3, told)])]
+        assert (await producer.client.send(1, _produce(SCORES))).topics[0][1][0][:2] == (3, told)
 
 
 async def test_requests_as_bytes() -> None:
