@@ -74,12 +74,19 @@ async def prepare_transactions(producer: aiokafka.AIOKafkaProducer) -> None:
 
     """
     client: Any = producer.client
+    manager: Any = producer._txn_manager  # noqa: SLF001
+    manager.fatal_error = partial(_fail_heard, manager, manager.fatal_error)
     if await _transaction_version(producer) >= _BROKERS_ADD:
-        manager: Any = producer._txn_manager  # noqa: SLF001
         manager.maybe_add_partition_to_txn = manager._txn_partitions.add  # noqa: SLF001 - nothing is left to request
         manager.consumer_group_to_add = partial(_count_group_as_added, manager)
         client.send = _Translator(client.send, manager).send
     client.send = partial(_send_once, client.send)
+
+
+def _fail_heard(manager: Any, fatal_error: Callable[[BaseException], None], exc: BaseException) -> None:  # noqa: ANN401
+    """Fail all that wait for the transaction; that nobody waits for its end, too, is no news for the log."""
+    fatal_error(exc)
+    manager._transaction_waiter.exception()  # noqa: SLF001
 
 
 async def _send_once(send: Send, node_id: int, request: Any, **options: Any) -> Any:  # noqa: ANN401 - aiokafka's types

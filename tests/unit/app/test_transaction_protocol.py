@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient, CoordinationType
-from aiokafka.errors import KafkaError, NodeNotReadyError, RequestTimedOutError
+from aiokafka.errors import KafkaError, NodeNotReadyError, ProducerFenced, RequestTimedOutError
 from aiokafka.producer import sender
 from aiokafka.producer.sender import Sender
 from aiokafka.producer.transaction_manager import TransactionManager
@@ -111,6 +112,21 @@ async def test_nothing_is_requested_to_be_added() -> None:
     manager.committing_transaction()
     manager.complete_transaction()
     assert manager.is_empty_transaction()
+
+
+async def test_a_fatal_error_is_told_to_those_who_wait_and_to_nobody_else() -> None:
+    """The end of the transaction fails too; that it is not asked for is not logged when it is collected."""
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    producer, manager = await _prepared(Brokers())
+    manager.begin_transaction()
+    waiter = manager.add_offsets_to_txn({INPUT: OffsetAndMetadata(12, "")}, "group")
+    manager.fatal_error(ProducerFenced())
+    with pytest.raises(ProducerFenced):
+        await waiter
+    del producer, manager, waiter
+    gc.collect()
+    assert not unheard
 
 
 async def test_the_next_transaction_has_a_new_epoch() -> None:
