@@ -11,9 +11,9 @@ import typer
 
 from app.errors import SluiceError
 from app.models.repository import configured_repository
+from app.score_request import Envelope, RequestError, encode_request, time_us
 from app.settings import load_settings
-from schemas.columnar import Encoder
-from schemas.columns import NumberColumn, RecordColumn, TextColumn, to_python
+from schemas.columns import to_python
 from schemas.generate import labelled_schema, prediction_schema, request_schema
 from schemas.registry import SchemaBook, full_name, is_compatible
 from schemas.registry import release as release_schemas
@@ -75,7 +75,7 @@ def encode(
 ) -> None:
     """Turn JSON requests into framed Avro, one file each, and print how to produce each with kcat.
 
-    A line holds request_id, entity_id, event_time (unix micros) and features, for example
+    A line holds request_id, entity_id, event_time (unix micros or an ISO text) and features, for example
     {"request_id": "r1", "entity_id": "N14228", "event_time": 1362000000000000, "features": {"distance_mi": 1400}}.
     """
     spec = _spec(model)
@@ -101,44 +101,15 @@ def decode() -> None:
 
 
 def _encode_request(spec: ModelSpec, request: dict[str, Any], prefix: bytes, number: int) -> bytes:
-    schema = request_schema(spec.name, spec.fields())
-    known = {f.name for f in spec.features if f.source == "request"}
-    given = request.get("features", {})
-    unknown = sorted(set(given) - known)
-    if unknown:
-        msg = (
-            f"line {number}: {spec.name} has no request feature {', '.join(unknown)}; it has {', '.join(sorted(known))}"
-        )
-        raise SchemaError(msg)
-    columns: dict[str, Any] = {}
-    for feature in spec.features:
-        if feature.source == "request":
-            columns[feature.name] = _column(feature.type, given.get(feature.name), f"line {number}: {feature.name}")
-    envelope = RecordColumn({
-        "request_id": TextColumn.from_values([str(request["request_id"])]),
-        "entity_id": TextColumn.from_values([str(request["entity_id"])]),
-        "unit_id": TextColumn.from_values([request.get("unit_id")]),
-        "event_time": _column("time", request["event_time"], f"line {number}: event_time"),
-        "model": TextColumn.from_values([request.get("model")]),
-        "features": RecordColumn(columns, 1),
-    }, 1)  # fmt: skip
-    return Encoder(schema).encode(envelope, prefix=prefix)[0]
-
-
-def _column(kind: str, value: Any, where: str) -> TextColumn | NumberColumn:  # noqa: ANN401 - any JSON
-    import numpy as np  # noqa: PLC0415
-
-    if kind in {"category", "text"}:
-        if not isinstance(value, str | None):
-            msg = f"{where}: a string is expected"
-            raise SchemaError(msg)
-        return TextColumn.from_values([value])
-    if value is not None and not isinstance(value, int | float):
-        msg = f"{where}: a number is expected"
-        raise SchemaError(msg)
-    dtype = {"time": np.int64, "flag": np.bool_}.get(kind, np.float64)
-    valid = None if value is not None else np.zeros(1, bool)
-    return NumberColumn(np.array([value or 0], dtype=dtype), valid)
+    try:
+        envelope = Envelope(
+            str(request["request_id"]), str(request["entity_id"]), time_us("event_time", request["event_time"]),
+            model=request.get("model"), unit_id=request.get("unit_id"),
+        )  # fmt: skip
+        return encode_request(spec, request.get("features", {}), envelope, prefix=prefix)
+    except RequestError as exc:
+        msg = "\n".join(f"line {number}: {fault}" for fault in str(exc).splitlines())
+        raise SchemaError(msg) from exc
 
 
 def _parse_line(line: str, number: int) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Envelope:
         entity_id: whom it is about; the key of its record.
         event_time_us: UTC micros.
         model: name; None: the default model.
+        unit_id: whom an experiment assigns; None: the entity.
 
     """
 
@@ -45,6 +46,7 @@ class Envelope:
     entity_id: str
     event_time_us: int
     model: str | None = None
+    unit_id: str | None = None
 
 
 def encode_request(spec: ModelSpec, features: Mapping[str, Any], envelope: Envelope, *, prefix: bytes) -> bytes:
@@ -66,7 +68,7 @@ def encode_request(spec: ModelSpec, features: Mapping[str, Any], envelope: Envel
     record = RecordColumn({
         "request_id": TextColumn.from_values([envelope.request_id]),
         "entity_id": TextColumn.from_values([envelope.entity_id]),
-        "unit_id": TextColumn.from_values([None]),
+        "unit_id": TextColumn.from_values([envelope.unit_id]),
         "event_time": _column("time", envelope.event_time_us),
         "model": TextColumn.from_values([envelope.model]),
         "features": RecordColumn(columns, 1),
