@@ -11,7 +11,6 @@ import os
 import time
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faust.exceptions import ConsumerNotStarted
@@ -32,7 +31,6 @@ from app.health import Health
 from app.lanes import Lanes
 from app.ledger import Ledger
 from app.metrics import Metrics
-from app.models.bundle_files import REFERENCE
 from app.models.control import encode
 from app.models.policy import parse_policies
 from app.models.repository import configured_repository
@@ -47,7 +45,7 @@ from app.start_stages import StartStages
 from app.transport import commit_offsets, hold_consumer
 from app.views import attach_views
 from app.views_models import LiveModels
-from schemas.generate import check_name, prediction_schema, request_schema
+from schemas.generate import prediction_schema, request_schema
 from schemas.registry import SchemaBook
 
 if TYPE_CHECKING:
@@ -299,7 +297,7 @@ def build_monitor(settings: Settings) -> SluiceApp:
         settings,
         book,
         producer,
-        partial(reference_path, settings),
+        configured_repository(settings.models).reference_path,
         learn_schemas=partial(add_bundle_schemas, book, settings),
     )
     ledger = Ledger()
@@ -323,17 +321,6 @@ def build_monitor(settings: Settings) -> SluiceApp:
     parts = WorkerParts(app, settings, producer, committer, stats, ledger, gate, start)
     _attach_life(app, MonitorLife(parts, monitor, metrics))
     return app
-
-
-def reference_path(settings: Settings, name: str, model_version: int) -> Path | None:
-    """The drift reference of a model version, or None when its bundle, or the file in it, is not here."""
-    models = settings.models
-    if "://" in models.repository:
-        repository = configured_repository(models)
-        known = model_version in repository.versions(check_name(name))
-        return repository.open(name, model_version).reference_path if known else None
-    path = Path(models.repository) / check_name(name) / str(model_version) / REFERENCE
-    return path if path.is_file() else None
 
 
 def add_bundle_schemas(book: SchemaBook, settings: Settings) -> None:

@@ -24,7 +24,7 @@ from app.models.bundle import (
     parse_spec_bytes,
     read_spec,
 )
-from app.models.bundle_files import CALIBRATION, MAX_BYTES, MAX_SPEC_BYTES, SPEC, open_plain
+from app.models.bundle_files import CALIBRATION, MAX_BYTES, MAX_SPEC_BYTES, REFERENCE, SPEC, open_plain
 from app.models.trust import TrustStore
 from app.postprocess import check_calibration
 from schemas.generate import check_name
@@ -200,6 +200,20 @@ class Repository:
                 raise
             bundle = open_bundle(self.source.fetch(name, version), trust=self.trust)
         return bundle if calibration is None else self._recalibrated(bundle, calibration)
+
+    def reference_path(self, name: str, version: int) -> Path | None:
+        """The drift reference of a version; None when there is no such version, or no reference in it.
+
+        The rest of the bundle is not looked at: a version that cannot be served, or not here, may still be monitored.
+
+        Raises:
+            BundleError: the repository cannot be reached.
+
+        """
+        if version not in self.versions(name):
+            return None
+        path = self.source.fetch(name, version) / REFERENCE
+        return path if path.is_file() else None
 
     def vouch(self, name: str, version: int, *, sha256: str | None = None, note: str = "") -> Bundle:
         """Trust a version from now on, after all that can be checked without loading it.

@@ -7,6 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -76,6 +77,17 @@ def test_a_folder_is_used_in_place(repository: Repository, root: Path, tmp_path:
     assert same.open("sample", 10).folder == root / "sample" / "10"
     assert repository.digest("sample", 9) == repository.open("sample", 9).sha256
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_drift_reference_is_found_in_what_cannot_be_served(repository: Repository, root: Path) -> None:
+    """A monitor needs no more of a bundle than its reference; another version or model has none."""
+    (root / "sample" / "9" / WEIGHTS).write_bytes(b"spoilt")
+    path = repository.reference_path("sample", 9)
+    assert path is not None
+    assert pd.read_parquet(path)["score"].tolist() == [0.2]
+    path.unlink()
+    for name, version in (("sample", 9), ("sample", 99), ("other", 1), ("../sample", 9)):
+        assert repository.reference_path(name, version) is None
 
 
 def test_a_spoilt_bundle_is_refused_and_kept(repository: Repository, root: Path) -> None:
