@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from tests.integration.kafka_client import KafkaClient, Message
 from tests.integration.worker_process import ROOT, WorkerProcess, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from app.models.bundle import Bundle
@@ -222,6 +224,35 @@ class Deployment:
             return self.kafka.lag(self.group) == 0
 
         until(is_done, f"everything answered; lag {self.kafka.lag(self.group)}", timeout_s=timeout_s)
+
+
+@dataclass
+class Service:
+    """A deployment with one running worker."""
+
+    deployment: Deployment
+    worker: WorkerProcess
+
+    @property
+    def kafka(self) -> KafkaClient:
+        """Its client."""
+        return self.deployment.kafka
+
+
+@contextmanager
+def running_service(
+    name: str,
+    folder: Path,
+    bootstrap_servers: str,
+    redis_url: str,
+    **options: Any,  # noqa: ANN401 - fields of Deployment
+) -> Iterator[Service]:
+    """A ready worker on fresh topics; gone at the end."""
+    with KafkaClient(bootstrap_servers) as kafka:
+        deployment = Deployment(name, folder, kafka, bootstrap_servers, redis_url, **options)
+        kafka.fresh_topics(deployment.settings)
+        with deployment.worker() as worker:
+            yield Service(deployment, worker.start().wait_ready())
 
 
 def encode(schema: dict[str, Any], record: dict[str, Any]) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,7 @@ from typer.testing import CliRunner
 
 from app import model_control_commands
 from app.models.bundle_files import WEIGHTS
-from tests.integration.delays_service import MODEL, Deployment, model_spec, pack_model
-from tests.integration.kafka_client import KafkaClient
+from tests.integration.delays_service import MODEL, Deployment, Service, model_spec, pack_model, running_service
 from tests.integration.request_load import RequestLoad, message
 from tests.integration.worker_process import until
 from tests.spoilt_bundles import SPOILT, half_copy
@@ -35,25 +33,13 @@ ASKED_FOR = ("corrupt", "half copied", "not trusted", "infinite answers", "too s
 """Those that an operator also asks for by command, which takes a second each."""
 
 
-@dataclass
-class Service:
-    """A deployment with one running worker."""
-
-    deployment: Deployment
-    worker: WorkerProcess
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, bootstrap_servers: str, redis_url: str) -> Iterator[Service]:
     """Fresh topics; a repository that the worker looks at five times a second."""
-    with KafkaClient(bootstrap_servers) as kafka:
-        deployment = Deployment(
-            "refusals", tmp_path_factory.mktemp("refusals"), kafka, bootstrap_servers, redis_url,
-            environment={"SLUICE_MODELS__POLL_S": "0.2"},
-        )  # fmt: skip
-        kafka.fresh_topics(deployment.settings)
-        with deployment.worker() as worker:
-            yield Service(deployment, worker.start().wait_ready())
+    often = {"SLUICE_MODELS__POLL_S": "0.2"}
+    folder = tmp_path_factory.mktemp("refusals")
+    with running_service("refusals", folder, bootstrap_servers, redis_url, environment=often) as service:
+        yield service
 
 
 def pack_aside(deployment: Deployment, version: int) -> Path:

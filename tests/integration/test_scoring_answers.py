@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -22,36 +21,23 @@ from app.models.runtime import ScoringModel
 from app.postprocess import sigmoid
 from app.recorded_requests import ROWS, recorded_requests
 from schemas.columns import to_python
-from tests.integration.delays_service import EVENT_US, MODEL, Deployment, put_weather
-from tests.integration.kafka_client import KafkaClient, Message
+from tests.integration.delays_service import EVENT_US, MODEL, Deployment, Service, put_weather, running_service
+from tests.integration.kafka_client import Message
 from tests.integration.worker_process import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tests.integration.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.integration
 
 COMMAND_TIMEOUT_S = 60
 
 
-@dataclass
-class Service:
-    """A deployment with one running worker."""
-
-    deployment: Deployment
-    worker: WorkerProcess
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, bootstrap_servers: str, redis_url: str) -> Iterator[Service]:
     """One worker for the whole module, on fresh topics."""
-    with KafkaClient(bootstrap_servers) as kafka:
-        deployment = Deployment("answers", tmp_path_factory.mktemp("answers"), kafka, bootstrap_servers, redis_url)
-        kafka.fresh_topics(deployment.settings)
-        with deployment.worker() as worker:
-            yield Service(deployment, worker.start().wait_ready())
+    with running_service("answers", tmp_path_factory.mktemp("answers"), bootstrap_servers, redis_url) as service:
+        yield service
 
 
 def odd_requests(deployment: Deployment, count: int) -> list[Message]:

@@ -11,8 +11,8 @@ from aiokafka.record.util import calc_crc32c
 
 from agents import topics
 from bench.kafka_batches import COMPRESS, ReadyBatch, batch, record
-from tests.integration.delays_service import Deployment
-from tests.integration.kafka_client import KafkaClient, header, source
+from tests.integration.delays_service import Service, running_service
+from tests.integration.kafka_client import header, source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,21 +29,12 @@ ODD = ((b"x-\xff\xfe", b"1"), (b"traceparent", b"00-aa-bb-01"), ("ü".encode(), 
 MIB = 2**20
 
 
-class Service:
-    """A deployment with one running worker.
-
-    Args:
-        deployment: whose topics.
-        worker: running.
-
-    """
-
-    def __init__(self, deployment: Deployment, worker: WorkerProcess) -> None:
-        self.deployment, self.worker = deployment, worker
+class PoisonedService(Service):
+    """A running worker, and what it makes of a batch."""
 
     def answered(self, raw: bytes, count: int) -> tuple[int, dict[int, ConsumerRecord], dict[int, ConsumerRecord]]:
         """Produce finished bytes to partition 0; returns their first offset, and scores and dead letters by offset."""
-        kafka = self.deployment.kafka
+        kafka = self.kafka
         before = {topic: kafka.ends(topic) for topic in (topics.SCORES, topics.REQUESTS_DLQ)}
         first = asyncio.run(send(self.deployment.bootstrap_servers, raw, count))
         self.deployment.wait_answered(timeout_s=30)
@@ -72,17 +63,16 @@ async def send(servers: str, raw: bytes, count: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, bootstrap_servers: str, redis_url: str) -> Iterator[Service]:
+def service(
+    tmp_path_factory: pytest.TempPathFactory, bootstrap_servers: str, redis_url: str
+) -> Iterator[PoisonedService]:
     """One worker for the whole module, on fresh topics."""
-    with KafkaClient(bootstrap_servers) as kafka:
-        deployment = Deployment("poison", tmp_path_factory.mktemp("poison"), kafka, bootstrap_servers, redis_url)
-        kafka.fresh_topics(deployment.settings)
-        with deployment.worker() as worker:
-            yield Service(deployment, worker.start().wait_ready())
+    with running_service("poison", tmp_path_factory.mktemp("poison"), bootstrap_servers, redis_url) as running:
+        yield PoisonedService(running.deployment, running.worker)
 
 
 @pytest.mark.parametrize("codec", COMPRESS)
-def test_a_header_name_that_is_not_utf8_does_not_stop_the_worker(service: Service, codec: int) -> None:
+def test_a_header_name_that_is_not_utf8_does_not_stop_the_worker(service: PoisonedService, codec: int) -> None:
     """The request is scored like its neighbours, and its other headers are handed on."""
     records = [service.request(0), service.request(1, headers=ODD), service.request(2)]
     first, scores, dead = service.answered(batch(records, codec=codec), 3)
@@ -91,7 +81,7 @@ def test_a_header_name_that_is_not_utf8_does_not_stop_the_worker(service: Servic
     assert header(scores[first + 1], "traceparent") == b"00-aa-bb-01"
 
 
-def test_an_undecodable_value_keeps_its_odd_headers(service: Service) -> None:
+def test_an_undecodable_value_keeps_its_odd_headers(service: PoisonedService) -> None:
     """Its dead letter has the bytes as they came, and the header names readable."""
     bad = record(b"\x07 no request", key=KEY, headers=ODD, place=1)
     first, scores, dead = service.answered(batch([service.request(0), bad]), 2)
@@ -101,13 +91,13 @@ def test_an_undecodable_value_keeps_its_odd_headers(service: Service) -> None:
     assert letter.headers[:3] == (("x-\\xff\\xfe", b"1"), ("traceparent", b"00-aa-bb-01"), ("ü", None))
 
 
-def test_a_record_without_a_time_is_scored(service: Service) -> None:
+def test_a_record_without_a_time_is_scored(service: PoisonedService) -> None:
     """A producer may leave the timestamp out, and the broker takes it."""
     _, scores, _ = service.answered(batch([service.request(0)], first_ms=-1, max_ms=-1), 1)
     assert len(scores) == 1
 
 
-def test_a_bomb_is_dead_letters_and_costs_no_memory(service: Service) -> None:
+def test_a_bomb_is_dead_letters_and_costs_no_memory(service: PoisonedService) -> None:
     """300 kB of gzip that hold 300 MB: a dead letter an offset, the first with the batch; the worker stays small."""
     before_mb = resident_mb(service.worker)
     raw = batch([record(bytes(100 * MIB), key=KEY, place=place) for place in range(3)], codec=1)
@@ -124,7 +114,7 @@ def test_a_bomb_is_dead_letters_and_costs_no_memory(service: Service) -> None:
     assert resident_mb(service.worker) - before_mb < 100
 
 
-def test_a_record_that_no_topic_holds_is_cut(service: Service) -> None:
+def test_a_record_that_no_topic_holds_is_cut(service: PoisonedService) -> None:
     """5 MiB sent as 5 kB: its dead letter has the beginning and says where the whole is; a neighbour is scored."""
     huge = record(b"\0" * 5 * MIB, key=KEY, place=1)
     first, scores, dead = service.answered(batch([service.request(0), huge], codec=4), 2)
@@ -139,7 +129,7 @@ def resident_mb(worker: WorkerProcess) -> float:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
 
-def test_the_worker_was_never_restarted(service: Service) -> None:
+def test_the_worker_was_never_restarted(service: PoisonedService) -> None:
     """After all of this it is the same process, without an error in its log."""
     assert service.worker.start_count == 1
     assert "Traceback" not in service.worker.log()

@@ -11,15 +11,23 @@ import pytest
 from agents import topics
 from schemas.registry import local_id
 from schemas.wire import HEADER_BYTES, frame_header, source_mark
-from tests.integration.delays_service import EVENT_US, MODEL, Deployment, encode, features, put_weather
-from tests.integration.kafka_client import KafkaClient, Message, header
+from tests.integration.delays_service import (
+    EVENT_US,
+    MODEL,
+    Deployment,
+    Service,
+    encode,
+    features,
+    put_weather,
+    running_service,
+)
+from tests.integration.kafka_client import Message, header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from aiokafka.structs import ConsumerRecord
 
-    from tests.integration.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.integration
 
@@ -47,32 +55,15 @@ OTHER_FEATURES = {
 INVOICE = {"type": "record", "name": "Invoice", "fields": [{"name": "total", "type": "double"}]}
 
 
-@dataclass
-class Service:
-    """A deployment with one running worker."""
-
-    deployment: Deployment
-    worker: WorkerProcess
-
-    @property
-    def kafka(self) -> KafkaClient:
-        """Its client."""
-        return self.deployment.kafka
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, bootstrap_servers: str, redis_url: str) -> Iterator[Service]:
     """One worker for the whole module, on fresh topics, with the weather of JFK and EWR in the store; LGA has none."""
-    with KafkaClient(bootstrap_servers) as kafka:
-        deployment = Deployment(
-            "records", tmp_path_factory.mktemp("records"), kafka, bootstrap_servers, redis_url,
-            writers={"text_distance": TEXT_DISTANCE, "other_features": OTHER_FEATURES, "invoice": INVOICE},
-        )  # fmt: skip
-        kafka.fresh_topics(deployment.settings)
-        minute_old = (EVENT_US - 60_000_000, 21.5)
-        put_weather(redis_url, {"JFK": minute_old, "EWR": minute_old})
-        with deployment.worker() as worker:
-            yield Service(deployment, worker.start().wait_ready())
+    minute_old = (EVENT_US - 60_000_000, 21.5)
+    put_weather(redis_url, {"JFK": minute_old, "EWR": minute_old})
+    writers = {"text_distance": TEXT_DISTANCE, "other_features": OTHER_FEATURES, "invoice": INVOICE}
+    folder = tmp_path_factory.mktemp("records")
+    with running_service("records", folder, bootstrap_servers, redis_url, writers=writers) as service:
+        yield service
 
 
 @dataclass
