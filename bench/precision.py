@@ -16,8 +16,9 @@ from app.calibration import Calibration
 from app.models.architectures import build
 from app.models.bundle import open_bundle
 from app.models.compute_threads import set_compute_threads
+from app.models.loading import DTYPES
 from app.models.packing import pack_bundle
-from app.models.precision import DTYPES, scores_error
+from app.models.precision import scores_error
 from app.models.runtime import ScoringModel
 from app.models.spec import Architecture, Feature, ModelSpec, Standardise
 from bench.workload import FEATURES

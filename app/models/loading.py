@@ -6,14 +6,14 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from app.errors import BundleError
 from app.models.architectures import build, skeleton
 from app.models.bundle_files import EXPORTED
 from app.models.exported import load_exported
-from app.models.precision import DTYPES
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from app.models.bundle import Bundle
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NAMED_AT_MOST = 8
 """Tensors that a message names."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What a network computes in, by ``precision`` of ``model.yaml``."""
 
 
 @dataclass(frozen=True, slots=True)

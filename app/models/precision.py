@@ -1,20 +1,16 @@
-"""The width of the numbers that a network computes in, and what narrow ones do to its scores."""
+"""What numbers of half the width do to the scores of a network."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from app.postprocess import Postprocessor
 
 if TYPE_CHECKING:
     from app.models.runtime import ScoringModel
     from app.preprocess import Inputs
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""By ``precision`` of ``model.yaml``."""
 
 
 def scores_error(exact: ScoringModel, narrow: ScoringModel, inputs: Inputs) -> float:

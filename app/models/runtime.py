@@ -13,8 +13,7 @@ from app.errors import BundleError, SluiceError
 from app.models.compiled import compile_for_bucket
 from app.models.devices import choose_device, raise_if_lost
 from app.models.exported import skip_input_checks
-from app.models.loading import load_network
-from app.models.precision import DTYPES
+from app.models.loading import DTYPES, load_network
 from app.models.staging import CudaStage
 from app.preprocess import Preprocessor
 

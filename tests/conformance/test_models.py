@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from app.errors import BundleError
-from app.models.loading import memory_bytes
-from app.models.precision import DTYPES, scores_error
+from app.models.loading import DTYPES, memory_bytes
+from app.models.precision import scores_error
 from app.models.runtime import ScoringModel
 
 if TYPE_CHECKING:
