@@ -98,7 +98,7 @@ def _row(name: str, mode: str, results: list[dict[str, Any]]) -> tuple[object, .
         sum(each["doubled_by_mark"] for each in scores),
         sum(each["out_of_order"] for each in scores),
         f"{sum(each['of_two_attempts'] for each in figures):,}",
-        _repeated([each["repeated_work_s"] for each in figures if "repeated_work_s" in each]),
+        _repeated([each["repeated_work"] for each in figures if "repeated_work" in each]),
         f"{bit_equal:,} of {logged:,}",
         _slowest([s for each in mine for many in each["figures"].get("stop_seconds", {}).values() for s in many]),
         f"{sum(not each['problems'] for each in mine)} of {len(mine)}",
@@ -120,8 +120,8 @@ def _repeated(works: list[dict[str, float]]) -> str:
     times = sum(work["times"] for work in works)
     if not times:
         return ""
-    median = statistics.median(work["median"] for work in works if work["times"])
-    return f"{times:.0f} times, {median:.2f} and {max(work['longest'] for work in works):.2f} s"
+    median = statistics.median(work["median_s"] for work in works if work["times"])
+    return f"{times:.0f} times, {median:.2f} and {max(work['longest_s'] for work in works):.2f} s"
 
 
 def _slowest(seconds: list[float]) -> str:

@@ -125,33 +125,44 @@ def repeated_spans_s(answers: Sequence[Answer]) -> list[float]:
     """For each redelivery that repeated answers, the seconds of work that it repeated.
 
     That is from the first to the last of the answers that were there already: what a worker had answered and not
-    committed when it ended.
+    committed when it ended. When several workers ended one after another without a commit, the spans of each are added
+    up, without the time in which nobody had the partition.
 
     Example:
         >>> first = [Answer((0, n), 0, n, sent_ms=1000 + 10 * n) for n in range(4)]
-        >>> again = [Answer((0, n), 0, n + 3, sent_ms=9000) for n in range(1, 6)]
+        >>> again = [Answer((0, n), 0, n + 3, sent_ms=9000 + 10 * n) for n in range(1, 6)]
         >>> repeated_spans_s([*first, *again])
         [0.02]
+        >>> third = [Answer((0, n), 0, n + 9, sent_ms=20000) for n in range(2, 7)]
+        >>> repeated_spans_s([*first, *again, *third])
+        [0.02, 0.02]
 
     """
     spans: list[float] = []
     for partition in sorted({answer.source[0] for answer in answers}):
-        sent_ms: dict[int, int] = {}
+        sent: dict[int, tuple[int, int]] = {}  # offset: number of the delivery that answered it first, and when
         repeated: list[int] = []
+        delivery, last = 0, -1
         for answer in (each for each in answers if each.source[0] == partition):
             offset = answer.source[1]
-            if offset in sent_ms and not (repeated and offset <= repeated[-1]):
+            if offset <= last:
+                spans += _span_s(repeated, sent)
+                delivery, repeated = delivery + 1, []
+            if offset in sent:
                 repeated.append(offset)
-                continue
-            spans += _span_s(repeated, sent_ms)
-            repeated = [offset] if offset in sent_ms else []
-            sent_ms.setdefault(offset, answer.sent_ms)
-        spans += _span_s(repeated, sent_ms)
+            sent.setdefault(offset, (delivery, answer.sent_ms))
+            last = offset
+        spans += _span_s(repeated, sent)
     return spans
 
 
-def _span_s(repeated: list[int], sent_ms: Mapping[int, int]) -> list[float]:
-    return [(sent_ms[repeated[-1]] - sent_ms[repeated[0]]) / 1000] if repeated else []
+def _span_s(repeated: list[int], sent: Mapping[int, tuple[int, int]]) -> list[float]:
+    """Nothing when nothing was repeated."""
+    of_delivery: dict[int, list[int]] = {}
+    for offset in repeated:
+        delivery, sent_ms = sent[offset]
+        of_delivery.setdefault(delivery, []).append(sent_ms)
+    return [sum(times[-1] - times[0] for times in of_delivery.values()) / 1000] if repeated else []
 
 
 def judge(evidence: Evidence, mode: Mode) -> Verdict:
@@ -165,7 +176,7 @@ def judge(evidence: Evidence, mode: Mode) -> Verdict:
     scores = _judge_topic(verdict, "scores", evidence.scores, decodable, mode)
     scored = {place for place, answer in scores.items() if answer.status in {"OK", "DEGRADED"}}
     predictions = _judge_topic(verdict, "predictions-log", evidence.predictions, scored, mode)
-    figures["repeated_work_s"] = _repeated_work(repeated_spans_s(evidence.scores))
+    figures["repeated_work"] = _repeated_work(repeated_spans_s(evidence.scores))
     figures["statuses"] = dict(Counter(answer.status for answer in scores.values()))
     _judge_values(verdict, evidence, scores)
     _judge_pairs(verdict, evidence, scores, predictions, mode)
@@ -178,8 +189,8 @@ def _repeated_work(spans_s: list[float]) -> dict[str, float]:
     """At least once: no more than one commit interval, unless commits could not get through."""
     return {
         "times": len(spans_s),
-        "median": round(statistics.median(spans_s), 3) if spans_s else 0.0,
-        "longest": round(max(spans_s, default=0.0), 3),
+        "median_s": round(statistics.median(spans_s), 3) if spans_s else 0.0,
+        "longest_s": round(max(spans_s, default=0.0), 3),
     }
 
 

@@ -10,7 +10,7 @@ from chaos.runner import Result
 
 TOPIC = {"records": 12, "lost": 0, "doubled": 2, "doubled_by_mark": 0, "out_of_order": 0}
 
-WORK = {"times": 2, "median": 0.05, "longest": 0.11}
+WORK = {"times": 2, "median_s": 0.05, "longest_s": 0.11}
 
 
 def document(name: str, seed: int, problems: list[str]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def document(name: str, seed: int, problems: list[str]) -> dict[str, Any]:
     figures |= {
         "scores": TOPIC,
         "predictions-log": TOPIC,
-        "repeated_work_s": WORK,
+        "repeated_work": WORK,
         "exits": {"worker-0": [-9, 0, -9]},
         "stop_seconds": {"worker-0": [0.4, 1.2], "worker-1": []},
     }
