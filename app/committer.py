@@ -15,8 +15,6 @@ from aiokafka.errors import KafkaError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import faust
-
     from app.ledger import Ledger, Partition
     from app.metrics import Metrics
     from app.settings import DeliverySettings
@@ -25,43 +23,50 @@ log = logging.getLogger(__name__)
 
 
 class Stalled(RuntimeError):
-    """Work is in flight and nothing was answered for too long; only a restart can help."""
+    """Work waits and nothing was committed for too long; only a restart can help."""
 
 
 class Committer:
     """Commits the ledger's contiguous answered prefixes every ``commit_interval_ms``, on revoke and at drain.
 
     Args:
-        app: of the worker.
         commit_offsets: commits offsets of its consumer group; False when the group has moved on.
         ledger: the only source of what may be committed.
         settings: interval and watchdog.
         metrics: counts commits.
         on_failure: called when the watchdog gives up, or after an unexpected error.
+        crash_reason: why a part that must never end has ended; None: all run.
         is_held: whether work waits on purpose; then waiting is no stall.
+        now_s: monotonic seconds.
 
     """
 
     def __init__(  # noqa: PLR0913 - the composition root hands over every part once, by name
         self,
-        app: faust.App,
         commit_offsets: Callable[[dict[Partition, int]], Awaitable[bool]],
         ledger: Ledger,
         settings: DeliverySettings,
         metrics: Metrics,
         *,
         on_failure: Callable[[BaseException], None],
+        crash_reason: Callable[[], BaseException | None],
         is_held: Callable[[], bool] = lambda: False,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._app, self._ledger, self._settings, self._metrics = app, ledger, settings, metrics
+        self._ledger, self._settings, self._metrics = ledger, settings, metrics
         self._commit_offsets = commit_offsets
-        self._on_failure, self._is_held, self._now_s = on_failure, is_held, now_s
+        self._on_failure, self._crash_reason = on_failure, crash_reason
+        self._is_held, self._now_s = is_held, now_s
         self._progress_s = now_s()
         self._lock = asyncio.Lock()
 
     async def run(self) -> None:
-        """Commit for ever; a task of the worker."""
+        """Commit for ever, and watch; a task of the worker."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._commit_for_ever())
+            tasks.create_task(self._watch_for_ever())
+
+    async def _commit_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self._settings.commit_interval_ms / 1000)
             try:
@@ -70,6 +75,11 @@ class Committer:
                 log.warning("commit failed (%r); trying again", exc)
             except Exception as exc:  # noqa: BLE001 - crash-only: a committer that is gone would be a silent stall
                 self._on_failure(exc)
+
+    async def _watch_for_ever(self) -> None:
+        """Beside the commits: one that never comes back must be seen too."""
+        while True:
+            await asyncio.sleep(self._settings.commit_interval_ms / 1000)
             self._watch()
 
     async def commit(self) -> None:
@@ -88,14 +98,17 @@ class Committer:
                 log.warning("commit of %s refused: the group has moved on", offsets)
 
     def stalled_s(self) -> float:
-        """Seconds since work was last seen to progress; 0 when none is in flight, or when it waits on purpose."""
-        if self._is_held() or not any(self._ledger.in_flight().values()):
+        """Seconds since the last commit; 0 when nothing is to be answered or committed, or it waits on purpose."""
+        is_waiting = any(self._ledger.in_flight().values()) or self._ledger.committable()
+        if self._is_held() or not is_waiting:
             self._progress_s = self._now_s()
         return self._now_s() - self._progress_s
 
     def _watch(self) -> None:
-        if self._app.crash_reason is not None:  # Faust would stop half of itself and stay
-            self._on_failure(self._app.crash_reason)
+        reason = self._crash_reason()
+        if reason is not None:
+            self._on_failure(reason)
         stalled_s = self.stalled_s()
         if stalled_s > 2 * self._settings.stall_after_s:
-            self._on_failure(Stalled(f"nothing answered for {stalled_s:.0f} s while {self._ledger.in_flight()} wait"))
+            waiting = f"in flight {self._ledger.in_flight()}, answered up to {self._ledger.committable()}"
+            self._on_failure(Stalled(f"nothing was committed for {stalled_s:.0f} s: {waiting}"))

@@ -42,7 +42,7 @@ from app.recent import RecentAnswers
 from app.requests import RequestDecoder
 from app.settings import DeliverySettings, ModelSettings, Settings, load_settings
 from app.start_stages import StartStages
-from app.transport import commit_offsets, hold_consumer
+from app.transport import commit_offsets, crash_reason, hold_consumer
 from app.views import attach_views
 from app.views_models import LiveModels
 from schemas.generate import prediction_schema, request_schema
@@ -131,8 +131,8 @@ def build_scoring(settings: Settings) -> SluiceApp:
     )
     manager = make_manager(settings, policies, repository, loader, pipeline)
     committer = Committer(
-        app, _offsets_committer(app, settings), ledger, settings.delivery, metrics,
-        on_failure=end_process, is_held=lambda: circuit.is_holding,
+        _offsets_committer(app, settings), ledger, settings.delivery, metrics,
+        on_failure=end_process, crash_reason=partial(crash_reason, app), is_held=lambda: circuit.is_holding,
     )  # fmt: skip
     gate = scoring_agent.Gate()
     scoring_agent.attach(app, [topics.REQUESTS], pipeline.submit, gate)
@@ -251,7 +251,7 @@ def _health(
 
     def progress() -> str | None:
         stalled_s = committer.stalled_s()
-        return None if stalled_s < settings.delivery.stall_after_s else f"nothing answered for {stalled_s:.0f} s"
+        return None if stalled_s < settings.delivery.stall_after_s else f"nothing committed for {stalled_s:.0f} s"
 
     health = Health()
     health.add_check("worker", problem, live=True)
@@ -301,7 +301,10 @@ def build_monitor(settings: Settings) -> SluiceApp:
         learn_schemas=partial(add_bundle_schemas, book, settings),
     )
     ledger = Ledger()
-    committer = Committer(app, partial(commit_offsets, app), ledger, settings.delivery, metrics, on_failure=end_process)
+    committer = Committer(
+        partial(commit_offsets, app), ledger, settings.delivery, metrics,
+        on_failure=end_process, crash_reason=partial(crash_reason, app),
+    )  # fmt: skip
 
     async def handle(batch: RecordBatch) -> None:
         partition = (batch.topic, batch.partition)

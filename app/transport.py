@@ -166,6 +166,22 @@ async def commit_offsets(app: faust.App, offsets: Mapping[tuple[str, int], int])
     return bool(await consumer._commit({TP(*tp): offset for tp, offset in offsets.items()}))  # noqa: SLF001
 
 
+def crash_reason(app: faust.App) -> BaseException | None:
+    """Why the app, or what keeps its Kafka client's picture of the cluster, has ended; None: both run.
+
+    After a crash Faust would stop half of itself and stay. Without its picture of the cluster a consumer that looks for
+    its coordinator waits for ever: it neither commits nor heartbeats, and fetches on.
+    """
+    if app.crash_reason is not None:
+        return app.crash_reason
+    thread = getattr(app.consumer, "_thread", None)
+    client: Any = None if thread is None or thread._consumer is None else thread._consumer._client  # noqa: SLF001
+    keeper = None if client is None else client._sync_task  # noqa: SLF001
+    if keeper is None or not keeper.done() or keeper.cancelled():
+        return None
+    return keeper.exception() or RuntimeError("the Kafka client follows its cluster no more")
+
+
 def hold_consumer(app: faust.App, is_held: bool) -> None:  # noqa: FBT001 - handed over as a callback of one flag
     """Fetch nothing of the partitions that are assigned, or fetch again; the group membership is kept."""
     consumer: Any = app.consumer

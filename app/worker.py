@@ -14,6 +14,7 @@ mode.loop.use("uvloop")  # before anything makes an event loop
 import faust  # noqa: E402
 
 from app import main  # noqa: E402
+from app.closed_transports import expect_closed_transports  # noqa: E402
 from app.settings import load_settings  # noqa: E402
 
 SWITCH_INTERVAL_S = 0.0005
@@ -33,6 +34,7 @@ def run_worker(role: str, log_level: str) -> None:
     """
     config = logging_config(log_level.upper())
     logging.config.dictConfig(config)
+    expect_closed_transports()
     builders = {"scoring": main.build_scoring, "monitor": main.build_monitor}
     app = builders[role](load_settings())
     calm_garbage_collector()

@@ -6,11 +6,13 @@ An upgrade that moves one of them fails here, with its name, instead of in a wor
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiokafka.consumer.fetcher
@@ -18,6 +20,7 @@ import faust
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchError, FetchResult, PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import CorruptRecordException
@@ -43,6 +46,7 @@ from app.transport import (
     _bundled,
     _drain,
     append_records,
+    crash_reason,
 )
 from bench.kafka_batches import COMPRESS, record
 from bench.kafka_batches import batch as raw_batch
@@ -138,9 +142,10 @@ def test_a_name_has_the_signature_that_we_call(name: str) -> None:
             PartitionRecords,
             ["_records", "_tp", "_check_crcs", "_isolation_level", "_aborted_producers", "next_fetch_offset"],
         ),
-        (AIOKafkaConsumer, ["_fetcher", "_closed", "_isolation_level", "_partition_assignment_strategy"]),
+        (AIOKafkaConsumer, ["_fetcher", "_closed", "_isolation_level", "_partition_assignment_strategy", "_client"]),
+        (AIOKafkaClient, ["_sync_task"]),
         (BatchBuilder, ["_builder", "_relative_offset"]),
-        (AIOKafkaConsumerThread, ["consumer"]),
+        (AIOKafkaConsumerThread, ["consumer", "_consumer"]),
         (Consumer, ["_thread"]),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
@@ -162,6 +167,31 @@ def _has_source(cls: type) -> bool:
     except (OSError, TypeError):
         return False
     return True
+
+
+async def test_a_client_that_follows_its_cluster_no_more_is_a_reason_to_end() -> None:
+    """Its consumer would wait for a coordinator for ever; before it starts, and while it stops, there is no reason."""
+
+    async def fail() -> None:
+        msg = "the handler is closed"
+        raise RuntimeError(msg)
+
+    client = SimpleNamespace(_sync_task=None)
+    thread = SimpleNamespace(_consumer=None)
+    worker: Any = SimpleNamespace(crash_reason=None, consumer=SimpleNamespace(_thread=thread))
+    assert crash_reason(worker) is None
+    thread._consumer = SimpleNamespace(_client=client)
+    assert crash_reason(worker) is None
+    client._sync_task = asyncio.create_task(asyncio.sleep(60))
+    assert crash_reason(worker) is None
+    client._sync_task.cancel()
+    await asyncio.wait([client._sync_task])
+    assert crash_reason(worker) is None
+    client._sync_task = asyncio.create_task(fail())
+    await asyncio.wait([client._sync_task])
+    assert "the handler is closed" in str(crash_reason(worker))
+    worker.crash_reason = ValueError("Faust's own")
+    assert crash_reason(worker) is worker.crash_reason
 
 
 def test_every_private_name_that_is_used_is_listed_here() -> None:
