@@ -124,7 +124,7 @@ class ScoringPipeline:
         self._stages: list[asyncio.Task[None]] = []
         self._unanswered = 0
         self._taken = self._emitted = 0  # offsets, without those that were given back
-        self._progress = asyncio.Event()
+        self._progress = asyncio.Event()  # towards the end of a switch
         self._draining = self._is_paused = False
         self.failure: BaseException | None = None
 
@@ -215,7 +215,8 @@ class ScoringPipeline:
             self._unanswered -= given_back
             self._taken -= given_back
         self._room.set()
-        self._note_progress()
+        self._progress.set()
+        self._note_quiet()
         return await self.drain(timeout_s)
 
     async def switch(self, table: LiveTable[LiveModel]) -> bool:
@@ -246,8 +247,7 @@ class ScoringPipeline:
             return False
         return self.failure is None
 
-    def _note_progress(self) -> None:
-        self._progress.set()
+    def _note_quiet(self) -> None:
         if not self._unanswered:
             self._quiet.set()
 
@@ -440,7 +440,7 @@ class ScoringPipeline:
             self._unanswered -= part.next_offset - part.first_offset
         self._in_flight.release()
         self._batcher.beyond.learn(max(self._now_s() - fired.whole.planned_s, 0.0))
-        self._note_progress()
+        self._note_quiet()
         for piece, of_piece in zip(fired.parted, timings, strict=True):
             self._count(piece, of_piece)
 
